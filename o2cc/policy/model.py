@@ -1,0 +1,774 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checked policy: what is left of a policy once every name is resolved.
+
+Nothing in here has to be looked up or interpreted again: struct fields are byte offsets, globs are lists of
+functions, units are bytes and nanoseconds, capabilities are address ranges.  Every part keeps the span of the
+rule that asked for it.  All classes are frozen; collections are tuples, ordered as in the source or by name.
+
+Expressions are evaluated where a gate is called or an entry is entered: ``ArgumentValue(0)`` is the first argument
+there.  In a ``Capability``, a ``BehindGrant`` and a ``StructGrant`` guard, ``ArgumentValue(0)`` is the object itself.
+Struct names are those of BTF without the word ``struct``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from o2cc.diagnostics import Span
+
+# --- types of expressions ---------------------------------------------------------------------------------
+
+
+class TypeKind(StrEnum):
+    INTEGER = "integer"  # also enumerations, booleans of C
+    BOOLEAN = "boolean"  # what comparisons and predicates give
+    POINTER = "pointer"  # to the struct `struct`, or to anything (None)
+    FUNCTION_POINTER = "function pointer"
+    OTHER = "other"  # a struct or array by value; only its address can be used
+
+
+@dataclass(frozen=True, slots=True)
+class ValueType:
+    """Type of an expression, an argument or a member.
+
+    ``struct`` names what a pointer points to (or what OTHER is), None for `void *` and pointers to scalars.
+    ``pointee_size`` is the size in bytes of what a pointer points to, None when unknown.
+    """
+
+    kind: TypeKind
+    struct: str | None = None
+    size: int = 8
+    signed: bool = False
+    pointee_size: int | None = None
+
+    def __str__(self) -> str:
+        if self.kind is TypeKind.POINTER:
+            return f"struct {self.struct} *" if self.struct else "pointer"
+        if self.kind is TypeKind.OTHER and self.struct:
+            return f"struct {self.struct}"
+        return self.kind.value
+
+
+# --- expressions ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    """A number; negative numbers as Python's."""
+
+    value: int
+    type: ValueType
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentValue:
+    """The argument at ``index`` (from 0; the first six are in rdi, rsi, rdx, rcx, r8, r9), or the object itself."""
+
+    index: int
+    name: str
+    type: ValueType
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class ResultValue:
+    """What the gate returned; only in effects and their conditions, which apply after the return."""
+
+    type: ValueType
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalAddress:
+    """Address of a symbol of the kernel or of the compartment's module."""
+
+    symbol: str
+    type: ValueType
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class LoadField:
+    """Value of ``size`` bytes at ``base + offset``; ``text`` is how the policy wrote it (`skb.len`)."""
+
+    base: Expr
+    offset: int
+    size: int
+    signed: bool
+    type: ValueType
+    text: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class AddressOfField:
+    """``base + offset``: the address of a member that is a struct or an array, or of an object's part."""
+
+    base: Expr
+    offset: int
+    size: int
+    type: ValueType
+    text: str
+    span: Span
+
+
+class BinaryOperation(StrEnum):
+    """Unsigned 64-bit arithmetic; comparisons are signed when either side is a signed value (``signed``)."""
+
+    ADD = "+"
+    SUBTRACT = "-"
+    MULTIPLY = "*"
+    DIVIDE = "/"
+    MODULO = "%"
+    BIT_AND = "&"
+    BIT_OR = "|"
+    BIT_XOR = "^"
+    SHIFT_LEFT = "<<"
+    SHIFT_RIGHT = ">>"
+    EQUAL = "=="
+    NOT_EQUAL = "!="
+    LESS = "<"
+    LESS_EQUAL = "<="
+    GREATER = ">"
+    GREATER_EQUAL = ">="
+    AND = "and"
+    OR = "or"
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryExpr:
+    operation: BinaryOperation
+    left: Expr
+    right: Expr
+    type: ValueType
+    span: Span
+    signed: bool = False
+
+
+class UnaryOperation(StrEnum):
+    NOT = "not"
+    NEGATE = "-"
+    COMPLEMENT = "~"
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryExpr:
+    operation: UnaryOperation
+    operand: Expr
+    type: ValueType
+    span: Span
+
+
+class PredicateKind(StrEnum):
+    """Questions about memory.  ``p`` is the first operand; a null pointer satisfies none of them.
+
+    OWNED     the object at p is the compartment's own (its heap, data, per-CPU data or stack)
+    HELD      a capability that covers all of the object at p is held (``capability`` names it if the policy did)
+    SHARED    the object at p was declared shared (``shared`` grants)
+    WRITABLE  the n bytes (second operand) at p may be written: owned, held or granted
+    GRANTED   p points to a granted struct of type ``type_id`` whose type is certain
+    SIZE      (an integer) usable size in bytes of the heap object at p, 0 when it is none
+    ENTRY     p is the address of an entry of the compartment (for function pointers handed to the kernel)
+    """
+
+    OWNED = "owned"
+    HELD = "held"
+    SHARED = "shared"
+    WRITABLE = "writable"
+    GRANTED = "granted"
+    SIZE = "size"
+    ENTRY = "entry"
+
+
+@dataclass(frozen=True, slots=True)
+class Predicate:
+    kind: PredicateKind
+    operands: tuple[Expr, ...]
+    type: ValueType
+    span: Span
+    type_id: int | None = None
+    capability: str | None = None
+
+
+Expr = (
+    Const
+    | ArgumentValue
+    | ResultValue
+    | GlobalAddress
+    | LoadField
+    | AddressOfField
+    | BinaryExpr
+    | UnaryExpr
+    | Predicate
+)
+
+
+# --- the compartment --------------------------------------------------------------------------------------
+
+
+class Action(StrEnum):
+    """What a violation does."""
+
+    REPORT = "report"
+    DENY = "deny"
+    KILL = "kill"
+    PANIC = "panic"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What is confined: whole modules, or functions of built-in code (globs resolved, sorted)."""
+
+    modules: tuple[str, ...]
+    functions: tuple[str, ...]
+    span: Span
+
+
+class HeapKind(StrEnum):
+    TRACKED = "tracked"
+    PRIVATE = "private"
+
+
+@dataclass(frozen=True, slots=True)
+class Heap:
+    """How the compartment's objects are known; ``limit`` in bytes, None for no limit."""
+
+    kind: HeapKind
+    limit: int | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A private stack of ``limit`` bytes a task or CPU."""
+
+    limit: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The functions of the compartment that a rule is for (globs resolved, sorted, never empty)."""
+
+    functions: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedType:
+    """A struct that grants, capabilities or arguments mention; ``number`` counts from 1."""
+
+    number: int
+    struct: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StructGrant:
+    """Writes to the byte ranges ``[start, end)`` of a ``struct`` (sorted, disjoint), for an object whose type is
+    certain.  ``allows`` is False for a rule that takes the ranges away from a wider one."""
+
+    struct: str
+    type_id: int
+    ranges: tuple[tuple[int, int], ...]
+    fields: tuple[str, ...]
+    whole: bool
+    scope: Scope | None
+    action: Action
+    span: Span
+    reason: str
+    allows: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolGrant:
+    """Writes to ``size`` bytes at ``symbol + offset``, data of the kernel (or of the code, when it is built in)."""
+
+    symbol: str
+    offset: int
+    size: int
+    scope: Scope | None
+    action: Action
+    span: Span
+    reason: str
+    allows: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PernetGrant:
+    """Writes to the per-namespace area `net->gen->ptr[*variable]`; ``size`` in bytes, None when it is not known
+    (then the object's own bounds hold)."""
+
+    variable: str
+    size: int | None
+    scope: Scope | None
+    action: Action
+    span: Span
+    reason: str
+    allows: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BehindGrant:
+    """Writes to the ``length`` bytes that the pointer member at ``offset`` of a granted ``struct`` points to.
+    ``length`` may use ``ArgumentValue(0)``, the struct; None means all of the heap object that is pointed to."""
+
+    struct: str
+    type_id: int
+    field: str
+    offset: int
+    length: Expr | None
+    pointee: str | None
+    scope: Scope | None
+    action: Action
+    span: Span
+    reason: str
+    allows: bool = True
+
+
+Grant = StructGrant | SymbolGrant | PernetGrant | BehindGrant
+
+
+# --- capabilities and effects -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CapabilityRange:
+    """``[start, end)`` as addresses; both may read the object, which is ``ArgumentValue(0)``."""
+
+    start: Expr
+    end: Expr
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """The right to write an object and what belongs to it, e.g. a packet and its buffer.
+
+    The first range starts at the object itself when ``whole`` is so; later ones lie behind pointers."""
+
+    name: str
+    number: int  # from 1, stable in this policy
+    struct: str
+    type_id: int
+    parameter: str
+    ranges: tuple[CapabilityRange, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """The gate writes ``length`` bytes at ``pointer``, which must therefore be writable."""
+
+    pointer: Expr
+    length: Expr
+    span: Span
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The gate reads ``length`` bytes at ``pointer`` (reads are free; kept for policies that restrict them)."""
+
+    pointer: Expr
+    length: Expr
+    span: Span
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frees:
+    """The object at ``pointer`` ends: it must be owned or held, and is neither afterwards."""
+
+    pointer: Expr
+    span: Span
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allocates:
+    """After the return, ``length`` bytes at ``pointer`` (usually the result) are the compartment's, unless the
+    pointer is null or an error.  ``struct``/``type_id`` when the site's type is certain."""
+
+    pointer: Expr
+    length: Expr | None  # None: all of the heap object there
+    struct: str | None
+    type_id: int | None
+    span: Span
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gives:
+    """After the return the compartment holds ``capability`` for ``pointer`` (unless null or an error)."""
+
+    pointer: Expr
+    capability: str
+    span: Span
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """The compartment must hold ``capability`` for ``pointer``, and does not after the call (`transfer ... to
+    kernel`)."""
+
+    pointer: Expr
+    capability: str
+    span: Span
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lends:
+    """At an entry: the compartment holds ``capability`` for ``pointer`` until the entry returns.  At a gate: the
+    compartment must hold it, and keeps it."""
+
+    pointer: Expr
+    capability: str
+    span: Span
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoresCallback:
+    """The kernel will call ``function`` later: it must be an entry of the compartment (or null if
+    ``nullable``)."""
+
+    function: Expr
+    span: Span
+    nullable: bool = False
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pure:
+    """Nothing of the caller's memory is written, freed or kept."""
+
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Dangerous:
+    """The call gives power over the whole kernel; only an explicit `call` rule allows it."""
+
+    reason: str
+    span: Span
+
+
+Effect = Writes | Reads | Frees | Allocates | Gives | Takes | Lends | StoresCallback | Pure | Dangerous
+
+
+# --- gates and entries ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a gate or an entry."""
+
+    name: str
+    type: ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A condition on the arguments, and what happens when it does not hold.
+
+    ``implied`` requirements come from the default for typed pointers and effects, not from a written guard.
+    """
+
+    condition: Expr
+    action: Action
+    span: Span
+    implied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A kernel function that the compartment may call.
+
+    ``known``: stdlib or the policy says what it does; else the default for typed pointers holds.
+    ``deny_result``: what the caller sees as result when the call is denied (None: -EFAULT).
+    """
+
+    function: str
+    parameters: tuple[Parameter, ...]
+    variadic: bool
+    effects: tuple[Effect, ...]
+    requires: tuple[Requirement, ...]
+    known: bool
+    deny_result: int | None
+    action: Action
+    span: Span
+    result: ValueType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A member of an ops table that holds a function of the compartment."""
+
+    struct: str
+    field: str
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A function of the compartment that the kernel calls.  ``slots``: where its address stands, if an
+    `entries of` rule found it."""
+
+    function: str
+    slots: tuple[Slot, ...]
+    parameters: tuple[Parameter, ...]
+    effects: tuple[Effect, ...]
+    requires: tuple[Requirement, ...]
+    action: Action
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class CallRule:
+    """Why a direct callee outside the compartment is allowed or denied."""
+
+    function: str
+    allowed: bool
+    action: Action
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class OpsTargets:
+    """Targets that are the functions in tables of ``struct``, in modules that match ``modules`` (globs)."""
+
+    struct: str
+    modules: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class IndirectTargets:
+    """Where indirect calls and jumps may go.  ``own``: functions of the compartment whose address is taken."""
+
+    own: bool
+    functions: tuple[str, ...]
+    ops: tuple[OpsTargets, ...]
+    action: Action
+    span: Span
+
+
+# --- audition, phases -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Audition:
+    """Untracked objects are typed by the tree in ``path``; ``confidence`` in 0..1 (exact decimal as text)."""
+
+    path: str
+    at_access: bool
+    at_free: bool
+    confidence: str
+    accept_payload: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """When the transition ends; times in nanoseconds."""
+
+    until_quiescent: bool
+    quiescent_for: int | None
+    at_most: int | None
+    span: Span
+
+
+# --- policy tests -----------------------------------------------------------------------------------------
+
+
+class ObjectState(StrEnum):
+    """State of an object that a test is given."""
+
+    OWNED = "owned"
+    HELD = "held"
+    FREED = "freed"
+    FOREIGN = "foreign"
+    SHARED = "shared"
+    GRANTED = "granted"
+    UNTRACKED = "untracked"
+
+
+@dataclass(frozen=True, slots=True)
+class GivenObject:
+    """An object of ``size`` bytes called ``name``; ``capability`` for HELD ones."""
+
+    name: str
+    struct: str | None
+    type_id: int | None
+    size: int
+    state: ObjectState
+    capability: str | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class GivenPhase:
+    """From here on the policy is in this phase."""
+
+    phase: str  # "transition" | "final"
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class TestStore:
+    """``function`` stores ``size`` bytes to byte ``offset`` of the object."""
+
+    function: str
+    object: str
+    offset: int
+    size: int
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class TestArgument:
+    """An argument of a call: the address of an object plus ``offset``, or a number (``object`` None), or the
+    address of a function."""
+
+    object: str | None
+    offset: int
+    function: str | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class TestCall:
+    """``function`` calls ``callee`` (a gate, or any function) with arguments; ``indirect`` through a pointer."""
+
+    function: str
+    callee: str
+    arguments: tuple[TestArgument, ...]
+    indirect: bool
+    result: TestArgument | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class TestEnter:
+    """The kernel calls the entry ``function``."""
+
+    function: str
+    arguments: tuple[TestArgument, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class TestLeave:
+    """The entry ``function`` returns."""
+
+    function: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class TestTransfer:
+    """The capability for an object comes to (``to_kernel`` False) or goes from the compartment."""
+
+    object: str
+    capability: str
+    to_kernel: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """The verdict of the step before: "allow", "deny" or "audition"."""
+
+    verdict: str
+    span: Span
+
+
+TestStep = GivenObject | GivenPhase | TestStore | TestCall | TestEnter | TestLeave | TestTransfer | Expect
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTest:
+    """A `test` block: its steps in order."""
+
+    name: str
+    steps: tuple[TestStep, ...]
+    span: Span
+
+
+# --- the whole --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredFeature:
+    """Something that the policy needs of the running system, e.g. "deny" or "private heap", and why."""
+
+    name: str
+    reason: str
+    remedy: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedPolicy:
+    """A compartment that is ready to be compiled, with its tests.
+
+    ``gates`` holds the direct callees of the target and whatever the policy names, by function name.
+    ``calls`` decides every direct callee outside the compartment (sorted by function).
+    """
+
+    name: str
+    span: Span
+    files: tuple[str, ...]
+    code: Code
+    heap: Heap
+    stack: Stack | None
+    grants: tuple[Grant, ...]
+    capabilities: tuple[Capability, ...]
+    entries: tuple[Entry, ...]
+    gates: tuple[Gate, ...]
+    calls: tuple[CallRule, ...]
+    indirect: IndirectTargets
+    audition: Audition | None
+    transition: Transition | None
+    on_violation: Action
+    on_missed: Action
+    probes_strict: bool
+    types: tuple[GrantedType, ...]
+    tests: tuple[PolicyTest, ...] = ()
+    required_features: tuple[RequiredFeature, ...] = ()
+    shared: tuple[StructGrant, ...] = field(default=())
+
+    def gate(self, function: str) -> Gate | None:
+        """The gate of that name."""
+        return next((gate for gate in self.gates if gate.function == function), None)
+
+    def entry(self, function: str) -> Entry | None:
+        """The entry of that name."""
+        return next((entry for entry in self.entries if entry.function == function), None)
+
+    def call(self, function: str) -> CallRule | None:
+        """The rule that decides direct calls of that function."""
+        return next((rule for rule in self.calls if rule.function == function), None)
+
+    def capability(self, name: str) -> Capability | None:
+        """The capability of that name."""
+        return next((capability for capability in self.capabilities if capability.name == name), None)
+
+    def type_named(self, struct: str) -> GrantedType | None:
+        """The numbered type of that struct."""
+        return next((granted for granted in self.types if granted.struct == struct), None)
+
+    @property
+    def allowed_calls(self) -> tuple[CallRule, ...]:
+        """The direct callees that may be called."""
+        return tuple(rule for rule in self.calls if rule.allowed)
+
+    @property
+    def denied_calls(self) -> tuple[CallRule, ...]:
+        """The direct callees that may not be called."""
+        return tuple(rule for rule in self.calls if not rule.allowed)
