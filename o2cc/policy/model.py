@@ -5,7 +5,8 @@ Nothing in here has to be looked up or interpreted again: struct fields are byte
 functions, units are bytes and nanoseconds, capabilities are address ranges.  Every part keeps the span of the
 rule that asked for it.  All classes are frozen; collections are tuples, ordered as in the source or by name.
 
-Expressions are evaluated where a gate is called or an entry is entered: ``ArgumentValue(0)`` is the first argument
+A condition of an effect that reads the result is evaluated after the return, any other before the call; what
+the effect requires must hold whatever the condition.  Expressions are evaluated where a gate is called or an entry is entered: ``ArgumentValue(0)`` is the first argument
 there.  In a ``Capability``, a ``BehindGrant`` and a ``StructGrant`` guard, ``ArgumentValue(0)`` is the object itself.
 Struct names are those of BTF without the word ``struct``.
 """
@@ -165,10 +166,13 @@ class PredicateKind(StrEnum):
     """Questions about memory.  ``p`` is the first operand; a null pointer satisfies none of them.
 
     OWNED     the object at p is the compartment's own (its heap, data, per-CPU data or stack)
-    HELD      a capability that covers all of the object at p is held (``capability`` names it if the policy did)
-    SHARED    the object at p was declared shared (``shared`` grants)
+    HELD      a capability for the object that starts at p is held; with ``capability`` that one, and everything
+              that its ranges cover *now* is held too (a packet whose `head` was forged is not held)
+    SHARED    p is a kernel address in memory that the compartment cannot write (neither own nor held), so that
+              nothing there can be of its making: for objects that the kernel shares, such as `struct net`
     WRITABLE  the n bytes (second operand) at p may be written: owned, held or granted
-    GRANTED   p points to a granted struct of type ``type_id`` whose type is certain
+    GRANTED   p points to the start of a granted struct of type ``type_id`` whose type is certain
+    FREEABLE  p is the start of a heap object that is owned or held
     SIZE      (an integer) usable size in bytes of the heap object at p, 0 when it is none
     ENTRY     p is the address of an entry of the compartment (for function pointers handed to the kernel)
     """
@@ -178,6 +182,7 @@ class PredicateKind(StrEnum):
     SHARED = "shared"
     WRITABLE = "writable"
     GRANTED = "granted"
+    FREEABLE = "freeable"
     SIZE = "size"
     ENTRY = "entry"
 
@@ -217,6 +222,17 @@ class Action(StrEnum):
     PANIC = "panic"
 
 
+class ViolationKind(StrEnum):
+    """What was done that no rule allows."""
+
+    WRITE = "write"
+    CALL = "call"
+    ICALL = "icall"
+    GATE = "gate"
+    FREE = "free"
+    RETURN = "return"
+
+
 @dataclass(frozen=True, slots=True)
 class Code:
     """What is confined: whole modules, or functions of built-in code (globs resolved, sorted)."""
@@ -253,6 +269,16 @@ class Scope:
     """The functions of the compartment that a rule is for (globs resolved, sorted, never empty)."""
 
     functions: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class ViolationRule:
+    """`on violation of KINDS ACTION`; in code of ``scope`` only, if there is one."""
+
+    kinds: tuple[ViolationKind, ...]
+    action: Action
+    scope: Scope | None
     span: Span
 
 
@@ -347,7 +373,7 @@ class CapabilityRange:
 class Capability:
     """The right to write an object and what belongs to it, e.g. a packet and its buffer.
 
-    The first range starts at the object itself when ``whole`` is so; later ones lie behind pointers."""
+    Without ranges it is the identity only: what may be written is then up to grants of the struct's fields."""
 
     name: str
     number: int  # from 1, stable in this policy
@@ -434,12 +460,22 @@ class Lends:
 
 @dataclass(frozen=True, slots=True)
 class StoresCallback:
-    """The kernel will call ``function`` later: it must be an entry of the compartment (or null if
-    ``nullable``)."""
+    """The kernel will call ``function`` later, or (``during_call``) before the gate returns: it must be null or an
+    entry of the compartment.  ``entry`` names the kind of entry that stdlib declares for it, e.g. "timer"."""
 
     function: Expr
     span: Span
-    nullable: bool = False
+    entry: str | None = None
+    during_call: bool = False
+    condition: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """The object at ``pointer`` is one that the kernel shares: it must not be of the compartment's making."""
+
+    pointer: Expr
+    span: Span
     condition: Expr | None = None
 
 
@@ -736,12 +772,26 @@ class CheckedPolicy:
     audition: Audition | None
     transition: Transition | None
     on_violation: Action
+    violation_rules: tuple[ViolationRule, ...]
     on_missed: Action
     probes_strict: bool
     types: tuple[GrantedType, ...]
     tests: tuple[PolicyTest, ...] = ()
     required_features: tuple[RequiredFeature, ...] = ()
     shared: tuple[StructGrant, ...] = field(default=())
+
+    def action_for(self, kind: ViolationKind, function: str | None = None) -> Action:
+        """What a violation of that kind in code of ``function`` does: the narrowest rule, the later of equals."""
+        best: tuple[tuple[int, int], Action] | None = None
+        for rule in self.violation_rules:
+            if kind not in rule.kinds:
+                continue
+            if rule.scope is not None and function not in rule.scope.functions:
+                continue
+            key = (len(rule.scope.functions) if rule.scope else 1 << 62, len(rule.kinds))
+            if best is None or key <= best[0]:
+                best = key, rule.action
+        return best[1] if best is not None else self.on_violation
 
     def gate(self, function: str) -> Gate | None:
         """The gate of that name."""
