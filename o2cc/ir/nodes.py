@@ -491,7 +491,9 @@ class Module:
     """Everything that becomes one object.  ``identity`` names the kernel and the code that it is for."""
 
     name: str
-    identity: tuple[tuple[str, str], ...]  # ("release", "6.1.0-57-amd64"), ("target", "sctp"), ("build_id", ...)
+    identity: tuple[
+        tuple[str, str], ...
+    ]  # ("release", "6.1.0-57-amd64"), ("target", "sctp"), ("build_id", ...)
     maps: tuple[Map, ...] = ()
     tables: tuple[Table, ...] = ()
     functions: tuple[Function, ...] = ()
