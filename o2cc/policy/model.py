@@ -13,7 +13,7 @@ Struct names are those of BTF without the word ``struct``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 from o2cc.diagnostics import Span
@@ -406,9 +406,11 @@ class Reads:
 
 @dataclass(frozen=True, slots=True)
 class Frees:
-    """The object at ``pointer`` ends: it must be owned or held, and is neither afterwards."""
+    """The object at ``pointer`` ends: it must be owned or held (as ``capability`` if there is one), and is neither
+    afterwards."""
 
     pointer: Expr
+    capability: str | None
     span: Span
     condition: Expr | None = None
 
@@ -428,10 +430,15 @@ class Allocates:
 
 @dataclass(frozen=True, slots=True)
 class Gives:
-    """After the return the compartment holds ``capability`` for ``pointer`` (unless null or an error)."""
+    """After a gate returned, or when an entry begins, the compartment holds ``capability`` for ``pointer`` (unless
+    null or an error), until it is taken or freed.
+
+    In `Gives`, `Takes` and `Lends` a ``capability`` of None means just ``length`` bytes at ``pointer`` (None: all of
+    the heap object there)."""
 
     pointer: Expr
-    capability: str
+    capability: str | None
+    length: Expr | None
     span: Span
     condition: Expr | None = None
 
@@ -442,7 +449,8 @@ class Takes:
     kernel`)."""
 
     pointer: Expr
-    capability: str
+    capability: str | None
+    length: Expr | None
     span: Span
     condition: Expr | None = None
 
@@ -453,7 +461,8 @@ class Lends:
     compartment must hold it, and keeps it."""
 
     pointer: Expr
-    capability: str
+    capability: str | None
+    length: Expr | None
     span: Span
     condition: Expr | None = None
 
@@ -472,11 +481,29 @@ class StoresCallback:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The object at ``pointer`` is one that the kernel shares: it must not be of the compartment's making."""
+    """From the return on others may write the object at ``pointer`` too; it stays the compartment's."""
 
     pointer: Expr
     span: Span
     condition: Expr | None = None
+
+
+class Right(StrEnum):
+    """By which right the caller has what a function returns."""
+
+    HELD = "held"
+    OWNED = "owned"
+    SHARED = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Returns:
+    """The result is null, an error, or points into what the caller has by ``right``: the object at ``pointer``, if
+    that is given.  Nothing changes; a proof may lean on it."""
+
+    right: Right
+    pointer: Expr | None
+    span: Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -527,6 +554,7 @@ class Gate:
 
     ``known``: stdlib or the policy says what it does; else the default for typed pointers holds.
     ``deny_result``: what the caller sees as result when the call is denied (None: -EFAULT).
+    ``scope``: only for calls from these functions; such a gate takes the place of the one for all.
     """
 
     function: str
@@ -539,6 +567,7 @@ class Gate:
     action: Action
     span: Span
     result: ValueType | None = None
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -566,12 +595,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class CallRule:
-    """Why a direct callee outside the compartment is allowed or denied."""
+    """Why a direct callee outside the compartment is allowed or denied; in code of ``scope`` only, if given."""
 
     function: str
     allowed: bool
     action: Action
     span: Span
+    scope: Scope | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,6 +622,8 @@ class IndirectTargets:
     ops: tuple[OpsTargets, ...]
     action: Action
     span: Span
+    excluded: tuple[str, ...] = ()
+    scope: Scope | None = None
 
 
 # --- audition, phases -------------------------------------------------------------------------------------
@@ -627,16 +659,28 @@ class ObjectState(StrEnum):
 
     OWNED = "owned"
     HELD = "held"
-    FREED = "freed"
     FOREIGN = "foreign"
-    SHARED = "shared"
-    GRANTED = "granted"
+    FREED = "freed"
     UNTRACKED = "untracked"
+    SHARED = "shared"
+    USER = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class TestValue:
+    """A 64-bit number: ``offset`` plus the address of the test's ``object`` or of the ``symbol``, if any."""
+
+    __test__ = False
+
+    object: str | None
+    symbol: str | None
+    offset: int
+    span: Span
 
 
 @dataclass(frozen=True, slots=True)
 class GivenObject:
-    """An object of ``size`` bytes called ``name``; ``capability`` for HELD ones."""
+    """An object of ``size`` bytes called ``name``; ``fields`` are (offset, size, value), all else is zero."""
 
     name: str
     struct: str | None
@@ -644,48 +688,44 @@ class GivenObject:
     size: int
     state: ObjectState
     capability: str | None
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class GivenPhase:
-    """From here on the policy is in this phase."""
-
-    phase: str  # "transition" | "final"
+    fields: tuple[tuple[int, int, TestValue], ...]
     span: Span
 
 
 @dataclass(frozen=True, slots=True)
 class TestStore:
-    """``function`` stores ``size`` bytes to byte ``offset`` of the object."""
+    """``function`` (at ``offset``, when one was given) stores ``size`` bytes at ``address``."""
+
+    __test__ = False
 
     function: str
-    object: str
-    offset: int
+    offset: int | None
+    address: TestValue
     size: int
     span: Span
 
 
 @dataclass(frozen=True, slots=True)
-class TestArgument:
-    """An argument of a call: the address of an object plus ``offset``, or a number (``object`` None), or the
-    address of a function."""
+class TestCall:
+    """The compartment calls ``callee`` directly; the object that the gate gives is called ``result`` after."""
 
-    object: str | None
-    offset: int
-    function: str | None
+    __test__ = False
+
+    callee: str
+    arguments: tuple[TestValue, ...]
+    result: str | None
     span: Span
 
 
 @dataclass(frozen=True, slots=True)
-class TestCall:
-    """``function`` calls ``callee`` (a gate, or any function) with arguments; ``indirect`` through a pointer."""
+class TestIndirectCall:
+    """``function`` calls or jumps through a pointer to ``target``."""
+
+    __test__ = False
 
     function: str
-    callee: str
-    arguments: tuple[TestArgument, ...]
-    indirect: bool
-    result: TestArgument | None
+    offset: int | None
+    target: TestValue
     span: Span
 
 
@@ -693,26 +733,29 @@ class TestCall:
 class TestEnter:
     """The kernel calls the entry ``function``."""
 
+    __test__ = False
+
     function: str
-    arguments: tuple[TestArgument, ...]
+    arguments: tuple[TestValue, ...]
     span: Span
 
 
 @dataclass(frozen=True, slots=True)
 class TestLeave:
-    """The entry ``function`` returns."""
+    """The entry that was entered last returns."""
 
-    function: str
+    __test__ = False
+
     span: Span
 
 
 @dataclass(frozen=True, slots=True)
-class TestTransfer:
-    """The capability for an object comes to (``to_kernel`` False) or goes from the compartment."""
+class TestPhase:
+    """From here on the policy is in ``phase``: "transition" or "final"."""
 
-    object: str
-    capability: str
-    to_kernel: bool
+    __test__ = False
+
+    phase: str
     span: Span
 
 
@@ -724,12 +767,12 @@ class Expect:
     span: Span
 
 
-TestStep = GivenObject | GivenPhase | TestStore | TestCall | TestEnter | TestLeave | TestTransfer | Expect
+TestStep = GivenObject | TestStore | TestCall | TestIndirectCall | TestEnter | TestLeave | TestPhase | Expect
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyTest:
-    """A `test` block: its steps in order."""
+    """A `test` block: its steps in order.  Named numbers are already put in."""
 
     name: str
     steps: tuple[TestStep, ...]
@@ -778,7 +821,7 @@ class CheckedPolicy:
     types: tuple[GrantedType, ...]
     tests: tuple[PolicyTest, ...] = ()
     required_features: tuple[RequiredFeature, ...] = ()
-    shared: tuple[StructGrant, ...] = field(default=())
+    scoped_indirect: tuple[IndirectTargets, ...] = ()
 
     def action_for(self, kind: ViolationKind, function: str | None = None) -> Action:
         """What a violation of that kind in code of ``function`` does: the narrowest rule, the later of equals."""
@@ -793,17 +836,28 @@ class CheckedPolicy:
                 best = key, rule.action
         return best[1] if best is not None else self.on_violation
 
-    def gate(self, function: str) -> Gate | None:
-        """The gate of that name."""
-        return next((gate for gate in self.gates if gate.function == function), None)
+    def gate(self, function: str, caller: str | None = None) -> Gate | None:
+        """The gate of that name for calls from ``caller``: one for few functions before one for all."""
+        found = [
+            gate
+            for gate in self.gates
+            if gate.function == function and (gate.scope is None or caller in gate.scope.functions)
+        ]
+        return min(found, key=lambda gate: len(gate.scope.functions) if gate.scope else 1 << 62, default=None)
 
     def entry(self, function: str) -> Entry | None:
         """The entry of that name."""
         return next((entry for entry in self.entries if entry.function == function), None)
 
-    def call(self, function: str) -> CallRule | None:
-        """The rule that decides direct calls of that function."""
-        return next((rule for rule in self.calls if rule.function == function), None)
+    def call(self, function: str, caller: str | None = None) -> CallRule | None:
+        """The rule that decides direct calls of that function from ``caller``; a rule for few functions only
+        ever allows more."""
+        found = [
+            rule
+            for rule in self.calls
+            if rule.function == function and (rule.scope is None or caller in rule.scope.functions)
+        ]
+        return next((rule for rule in found if rule.allowed), found[0] if found else None)
 
     def capability(self, name: str) -> Capability | None:
         """The capability of that name."""
