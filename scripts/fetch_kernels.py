@@ -30,6 +30,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 STAMP = "o2c-kernel.json"
 LAYOUT = 1  # raise when what `_unpack` leaves in the cache changes
@@ -127,14 +128,14 @@ def ensure(series: str, *, update: bool = False) -> Kernel:
 
 def _read_stamp(stamp: Path) -> Kernel | None:
     try:
-        data = json.loads(stamp.read_text())
+        data: dict[str, Any] = json.loads(stamp.read_text())
         if data.pop("layout") != LAYOUT:
             return None
-        paths = {name: Path(data.pop(name)) for name in _PATHS}
-        kernel = Kernel(**data, **paths)
+        data |= {name: Path(data[name]) for name in _PATHS}
+        kernel = Kernel(**data)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return kernel if all(path.exists() for path in paths.values()) else None
+    return kernel if all(data[name].exists() for name in _PATHS) else None
 
 
 _PATHS = ("vmlinuz", "modules_dir", "build_dir", "system_map", "config")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# SPDX-License-Identifier: GPL-2.0-only
+# SPDX-License-Identifier: Apache-2.0
 # Process 1 of the test VM, in its initramfs: busybox and the few modules that 9p needs.
 # It makes the host's file tree the root (read-only below an overlay in memory), runs
 # /run/o2c/results/command.sh in it, and resets the machine, which ends QEMU (-no-reboot).

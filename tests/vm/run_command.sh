@@ -1,5 +1,5 @@
 #!/bin/sh
-# SPDX-License-Identifier: GPL-2.0-only
+# SPDX-License-Identifier: Apache-2.0
 # Second half of process 1 (see init.sh), with the host's tree as root.
 
 results=/run/o2c/results
@@ -13,7 +13,7 @@ $bb setsid /bin/sh $results/command.sh </dev/null >$results/output 2>&1
 status=$?
 echo "o2c-init: command ended with status $status" >/dev/kmsg
 tries=0
-until $bb tail -n 1 $results/kmsg | $bb grep -q 'o2c-init: command ended' || [ $tries -ge 20 ]; do
+until $bb grep -q 'o2c-init: command ended' $results/kmsg || [ $tries -ge 20 ]; do
 	tries=$((tries + 1))
 	$bb usleep 50000
 done

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guest side of the VM tests: refuses to run anywhere else, reports to the host, watches the kernel log.
+
+Each test fails if the kernel complains (BUG, WARNING, Oops, stall, ...) while it runs, its fixtures'
+teardown included. ``@pytest.mark.splats_expected(r"pattern")`` excuses lines that match.
+``@pytest.mark.full`` marks a test that runs only with ``--full``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm.machine import VM_MARK
+from tests.vm.report import REPORT_NAME
+from tests.vm.splats import parse_kmsg, splats
+
+_kmsg: int | None = None
+_deselected = 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if VM_MARK not in Path("/proc/cmdline").read_text().split():
+        raise pytest.UsageError(
+            "tests/vm/guest attaches probes and loads modules: it runs only inside the test VM "
+            "(`pytest tests/vm --kernel 6.1`, or `python -m tests.vm.machine -- pytest tests/vm/guest`)"
+        )
+    config.addinivalue_line("markers", "full: runs only with --full")
+    config.addinivalue_line("markers", "splats_expected(pattern): kernel log lines that this test may cause")
+    global _kmsg
+    _kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(_kmsg, 0, os.SEEK_END)
+
+
+def _tell(event: str, **data: Any) -> None:
+    """Append one event, and leave only when the host has it."""
+    if (directory := os.environ.get("O2C_RESULTS")) is None:
+        return
+    with (Path(directory) / REPORT_NAME).open("a", encoding="utf-8") as report:
+        report.write(json.dumps({"event": event, **data}) + "\n")
+        report.flush()
+        os.fsync(report.fileno())
+
+
+def _kernel_log() -> list[str]:
+    """Kernel log lines since the last call."""
+    assert _kmsg is not None
+    records = []
+    while True:
+        try:
+            records.append(os.read(_kmsg, 8192).decode(errors="replace"))
+        except BlockingIOError:
+            return parse_kmsg("".join(records))
+        except BrokenPipeError:  # records were overwritten before they were read
+            records.append("[ring buffer overrun, lines lost]\n")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        global _deselected
+        _deselected = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.failed:
+        _tell("collect-error", where=report.nodeid, text=report.longreprtext)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    _tell("collected", tests=[item.nodeid for item in session.items], deselected=_deselected)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _tell("start", test=nodeid)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    _check(item, "before")
+    yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    yield
+    _check(item, "while")
+
+
+def _check(item: pytest.Item, when: str) -> None:
+    log = _kernel_log()
+    mark = item.get_closest_marker("splats_expected") if when == "while" else None
+    trouble = splats(log, tolerate=mark.args[0] if mark else None)
+    if seen := splats(log):
+        _tell("splats", lines=seen)
+    if trouble:
+        pytest.fail(f"the kernel complained {when} this test ran:\n" + "\n".join(log), pytrace=False)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    assert _config is not None
+    data = _config.hook.pytest_report_to_serializable(config=_config, report=report)
+    _tell("report", test=report.nodeid, when=report.when, outcome=report.outcome, data=data)
+
+
+_config: pytest.Config | None = None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    global _config
+    _config = session.config
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    _tell("end", status=int(exitstatus))
+
+
+@pytest.fixture(scope="session")
+def kernel_series() -> str:
+    """``6.1`` or ``6.12``: the series that was booted."""
+    return os.environ["O2C_KERNEL"]

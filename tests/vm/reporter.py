@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host side of the report: a guest's events become test reports of the pytest session that booted it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.vm.report import Event, Progress, parse_events
+
+SUMMARIES = pytest.StashKey[list[str]]()
+"""Lines for the terminal summary, one for each kernel."""
+NOT_RUN = pytest.StashKey[list[str]]()
+"""Why no VM could be started."""
+
+
+class Reporter:
+    """Turns the events of one guest into this session's test reports while they come."""
+
+    def __init__(self, request: pytest.FixtureRequest, kernel: str, report: Path) -> None:
+        self.progress = Progress()
+        self._session = request.session
+        self._config = request.config
+        self._kernel = kernel
+        self._report = report
+        self._offset = 0
+        self._rest = ""
+
+    def poll(self) -> None:
+        if not self._report.exists():
+            return
+        with self._report.open(encoding="utf-8", errors="replace", newline="") as report:
+            report.seek(self._offset)
+            text = report.read()
+            self._offset = report.tell()
+        events, self._rest = parse_events(self._rest + text)
+        self.progress.feed(events)
+        for event in events:
+            self._emit(event)
+
+    def interrupted(self, text: str) -> None:
+        """The guest ended in the middle of a test: that test failed, whatever it was doing."""
+        if self.progress.running is None:
+            return
+        name = self._name(self.progress.running)
+        self._log(
+            pytest.TestReport(
+                nodeid=name,
+                location=(name.split("::")[0], None, name),
+                keywords={},
+                outcome="failed",
+                longrepr=text,
+                when="call",
+            )
+        )
+
+    def _name(self, test: str) -> str:
+        return f"{test}@{self._kernel}"
+
+    def _emit(self, event: Event) -> None:
+        if event["event"] == "collected":
+            self._session.testscollected += len(event["tests"])  # for the progress display
+        if event["event"] != "report":
+            return
+        report = self._config.hook.pytest_report_from_serializable(config=self._config, data=event["data"])
+        report.nodeid = self._name(report.nodeid)
+        path, line, domain = report.location
+        report.location = (path, line, f"{domain}@{self._kernel}")
+        self._log(report)
+
+    def _log(self, report: pytest.TestReport) -> None:
+        capture = self._config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            self._config.hook.pytest_runtest_logreport(report=report)

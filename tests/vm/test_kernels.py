@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Boot each kernel once and run everything of tests/vm/guest in it.
+
+Every guest test is reported here as a test of its own, named ``<test>@<kernel>``, with the guest's output.
+The one test that is written down here passes only if the session as a whole is sound: the guest came
+to its end in time, every collected test ran, and the kernel log is clean.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from scripts.fetch_kernels import FetchError, ensure
+from tests.vm import kbuild
+from tests.vm.machine import PROJECT, MachineError, missing_tools, run
+from tests.vm.report import REPORT_NAME, problems, summary_line
+from tests.vm.reporter import NOT_RUN, SUMMARIES, Reporter
+
+TEST_SECONDS = 120
+"""Limit for one guest test that sets none itself (``@pytest.mark.timeout``)."""
+
+
+@pytest.mark.timeout(0)  # the machine has its own time limit, which also ends QEMU
+def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    config = request.config
+    if missing := missing_tools():
+        _not_run(config, f"missing on this machine: {', '.join(missing)}")
+    try:
+        image = ensure(kernel)
+    except FetchError as error:
+        _not_run(config, str(error))
+    not_built = []
+    for source in kbuild.module_sources():
+        try:
+            kbuild.build_module(image, source)
+        except kbuild.BuildError as error:  # tests that do without it still run
+            not_built.append(str(error))
+
+    base: Path | None = config.getoption("--vm-results")
+    results = base / kernel if base else tmp_path
+    (results / REPORT_NAME).unlink(missing_ok=True)
+    reporter = Reporter(request, kernel, results / REPORT_NAME)
+    command = [str(PROJECT / ".venv/bin/python"), "-m", "pytest", "tests/vm/guest", "-p", "no:cacheprovider"]
+    command += ["--continue-on-collection-errors", f"--timeout={TEST_SECONDS}"]
+    command += ["--full"] if config.getoption("--full") else []
+    command += shlex.split(config.getoption("--guest"))
+    try:
+        outcome = run(
+            image, command, results=results, timeout=config.getoption("--vm-budget"), poll=reporter.poll
+        )
+    except MachineError as error:
+        _not_run(config, str(error))
+    reporter.poll()
+    config.stash[SUMMARIES].append(summary_line(kernel, reporter.progress, outcome))
+
+    logs = [
+        "--- end of the guest's output ---",
+        *outcome.output.splitlines()[-40:],
+        "--- end of the kernel log ---",
+        *outcome.kernel_log[-60:],
+    ]
+    found = problems(reporter.progress, outcome)
+    reporter.interrupted("\n".join(["the guest ended while this test ran", *found, *logs]))
+    if found:
+        pytest.fail("\n".join([*not_built, *found, *logs]), pytrace=False)
+    assert not not_built, "\n".join(not_built)
+
+
+def _not_run(config: pytest.Config, reason: str) -> None:
+    """No VM here: say so in the summary; where nobody would read it (CI), fail."""
+    config.stash[NOT_RUN].append(reason)
+    if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
+        pytest.fail(f"VM tests not run: {reason}", pytrace=False)
+    pytest.skip(f"VM TESTS NOT RUN: {reason}")
