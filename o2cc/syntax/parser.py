@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to AST.
+
+The grammar is `grammar/o2c.lark`. lark's LALR parser is driven token by token, so that after an error
+the parser can be set to the next place where an item begins, and one run shows all errors. Work is
+linear in the text, and its length and nesting are limited (see `o2cc.syntax.lexical`), so that no
+input makes the parser recurse deeply or run long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+from lark import Lark, Token, Tree, UnexpectedCharacters, UnexpectedToken
+
+from o2cc.diagnostics import Collector, DiagnosticError, SourceFile, Span
+from o2cc.resources import resource_directory
+from o2cc.syntax import nodes
+from o2cc.syntax.builder import AstBuilder
+from o2cc.syntax.lexical import scan_text
+from o2cc.syntax.recovery import Recovery
+
+MAX_ERRORS = 50
+
+
+class _KeepNames:
+    """Lets the contextual lexer read a name everywhere: a wrong word is then one whole token."""
+
+    always_accept = ("NAME",)
+
+    def process(self, stream: Any) -> Any:
+        """Tokens pass unchanged."""
+        return stream
+
+
+class Interactive(Protocol):
+    """What is used of lark's interactive parser."""
+
+    parser_state: Any
+    lexer_thread: Any
+
+    def feed_token(self, token: Token) -> Any:
+        """Advance by one token."""
+
+    def accepts(self) -> set[str]:
+        """Terminals that may come next."""
+
+
+@cache
+def grammar() -> Lark:
+    """The parser tables, built once a process (about 0.15 s)."""
+    text = (resource_directory("grammar") / "o2c.lark").read_text(encoding="utf-8")
+    return Lark(
+        text,
+        parser="lalr",
+        lexer="contextual",
+        propagate_positions=True,
+        maybe_placeholders=False,
+        postlex=_KeepNames(),  # type: ignore[arg-type]
+    )
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A file with its tokens in order, which the formatter lays out anew."""
+
+    file: nodes.PolicyFile
+    tokens: tuple[Token, ...]
+
+
+def parse(source: SourceFile) -> nodes.PolicyFile:
+    """The AST of a policy or standard library file.
+
+    Raises DiagnosticError with every problem of syntax that was found (O2C01xx).
+    """
+    return parse_with_tokens(source).file
+
+
+def parse_with_tokens(source: SourceFile) -> Parsed:
+    """As `parse`, with the tokens (positions are offsets into the source's text)."""
+    problems = Collector()
+    lexical = scan_text(source, problems)
+    tree, tokens = _run(source, lexical.repaired, problems)
+    if tree is None:
+        raise DiagnosticError(problems.diagnostics)
+    builder = AstBuilder(source)
+    items = builder.transform(tree)
+    problems.extend(builder.problems.diagnostics)
+    problems.raise_if_errors()
+    file = nodes.PolicyFile(Span(source.name, 0, len(source.text)), items, lexical.comments)
+    return Parsed(file, tokens)
+
+
+def _run(source: SourceFile, text: str, problems: Collector) -> tuple[Tree[Token] | None, tuple[Token, ...]]:
+    """Drive the parser over the text; the tree is None if there were errors of grammar."""
+    lark = grammar()
+    interactive: Interactive = lark.parse_interactive(text)
+    recovery: Recovery | None = None
+    tokens: list[Token] = []
+    failed = False
+    stream = interactive.lexer_thread.lex(interactive.parser_state)
+    while True:
+        try:
+            token = next(stream, None)
+            if token is None:
+                last = tokens[-1] if tokens else Token("", "")
+                end = Token.new_borrow_pos("$END", "", last)
+                result = interactive.feed_token(end)
+                return (None if failed else result), tuple(tokens)
+            interactive.feed_token(token)
+            tokens.append(token)
+        except (UnexpectedToken, UnexpectedCharacters) as trouble:
+            failed = True
+            recovery = recovery or Recovery(lark, source, text)
+            if len(problems.diagnostics) >= MAX_ERRORS:
+                return None, ()
+            going_on = recovery.recover(interactive, trouble, problems)
+            if not going_on:
+                return None, ()
+            stream = interactive.lexer_thread.lex(interactive.parser_state)

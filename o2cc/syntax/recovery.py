@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After a syntax error: say what is wrong, and set the parser to where it can go on.
+
+The parser goes on at the next keyword that begins an item in the same block (first on its line, or a
+top-level keyword at the start of any line), or at the brace that closes the block. States are popped
+until one can take that token at the same depth of braces; nothing is made up except a `==` for a `=`
+and a forgotten comma.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from lark import Lark, Token, UnexpectedCharacters, UnexpectedToken
+from lark.lexer import PatternStr
+
+from o2cc.diagnostics import Collector, Diagnostic, Label, SourceFile, Span, did_you_mean, error
+
+if TYPE_CHECKING:
+    from o2cc.syntax.parser import Interactive
+
+_MARK = re.compile(r'//[^\n]*|/\*.*?\*/|"[^"\n]*"|(?P<mark>[{}]|[A-Za-z_][A-Za-z0-9_]*)', re.DOTALL)
+
+TOP_LEVEL = frozenset(("use", "const", "set", "shared", "caps", "extern", "compartment", "test"))
+_EXPRESSION_START = frozenset(("INT", "NAME", "MINUS", "NOT", "LPAR", "RATIO", "SIZEOF"))
+_OPERATORS = frozenset(
+    ("OR", "AND", "COMPARE", "SHIFT", "BAR", "CARET", "AMPERSAND", "PLUS", "MINUS", "PRODUCT")
+)
+_UNITS = frozenset(("B", "KIB", "MIB", "GIB", "NS", "US", "MS", "S", "MIN"))
+_CLASSES = {
+    "NAME": "a name",
+    "GLOB": "a pattern",
+    "STRING": "a string",
+    "INT": "a number",
+    "RATIO": "a decimal fraction",
+    "COMPARE": "a comparison",
+    "$END": "the end of the file",
+}
+
+# Words of neighbouring languages, and what they are called here.
+_OTHER_WORDS = {
+    "allow": "call",
+    "import": "use",
+    "include": "use",
+    "module": "code modules",
+    "function": "code functions",
+    "functions": "code functions",
+    "let": "const",
+    "define": "const",
+    "policy": "compartment",
+    "domain": "compartment",
+    "if": "require",
+    "assert": "require",
+    "requires": "require",
+    "deny": "on violation deny",
+    "writable": "write",
+    "fn": "extern fn",
+    "timeout": "transition { at most 60 s }",
+}
+
+
+class Recovery:
+    """Recovers within one text; made at the first error."""
+
+    def __init__(self, lark: Lark, source: SourceFile, text: str) -> None:
+        self.source = source
+        self.text = text
+        self.words: dict[str, str] = {}
+        self.fixed: dict[str, str] = {}
+        for terminal in lark.terminals:
+            if isinstance(terminal.pattern, PatternStr):
+                self.fixed[terminal.name] = terminal.pattern.value
+                if terminal.pattern.value[0].isalpha():
+                    self.words[terminal.pattern.value] = terminal.name
+        self.marks = [m for m in _MARK.finditer(text) if m.group("mark")]
+        self._next_mark = 0
+        self._last_position = -1
+
+    def recover(
+        self,
+        interactive: Interactive,
+        trouble: UnexpectedToken | UnexpectedCharacters,
+        problems: Collector,
+    ) -> bool:
+        """Report the error; whether the parser can go on (its lexer is then at the right place)."""
+        state = interactive.parser_state
+        accepted = interactive.accepts()
+        token = self._token(trouble)
+        start = len(self.text.rstrip()) if token.type == "$END" else token.start_pos or 0
+        if self._patch(interactive, token, accepted, problems):
+            return True
+        problems.add(self._diagnose(interactive, token, accepted))
+        if token.type == "$END":
+            return False
+        if start <= self._last_position:
+            start = self._last_position + 1  # never the same place twice
+        self._last_position = start
+        return self._synchronize(interactive, state, start)
+
+    # -------------------------------------------------------------- finding the next item
+
+    def _synchronize(self, interactive: Interactive, state: Any, start: int) -> bool:
+        depth = _open_braces(state.value_stack)
+        while self._next_mark < len(self.marks) and self.marks[self._next_mark].start() < start:
+            self._next_mark += 1
+        inner = 0
+        for index in range(self._next_mark, len(self.marks)):
+            mark = self.marks[index]
+            word = mark.group("mark")
+            if word == "{":
+                inner += 1
+            elif word == "}":
+                if inner:
+                    inner -= 1
+                elif self._resume(interactive, state, depth, "RBRACE", mark.start()):
+                    return True
+                else:
+                    depth = max(0, depth - 1)
+            elif word in self.words and self._first_on_line(mark.start()):
+                at_margin = mark.start() == 0 or self.text[mark.start() - 1] == "\n"
+                if word in TOP_LEVEL and at_margin:
+                    if self._resume(interactive, state, 0, self.words[word], mark.start()):
+                        return True
+                elif not inner and self._resume(interactive, state, depth, self.words[word], mark.start()):
+                    return True
+        return False
+
+    def _first_on_line(self, offset: int) -> bool:
+        return not self.text[self.text.rfind("\n", 0, offset) + 1 : offset].strip()
+
+    def _resume(self, interactive: Interactive, state: Any, depth: int, terminal: str, offset: int) -> bool:
+        """Pop to the topmost state at this depth of braces that takes the terminal; False: none does."""
+        table = state.parse_conf.parse_table.states
+        states, values = state.state_stack, state.value_stack
+        braces = _open_braces(values)
+        for height in range(len(states) - 1, -1, -1):
+            if braces == depth and terminal in table[states[height]]:
+                del states[height + 1 :]
+                del values[height:]
+                interactive.lexer_thread.state.line_ctr.char_pos = offset
+                return True
+            if height and _is_open_brace(values[height - 1]):
+                braces -= 1
+            if braces < depth:
+                return False
+        return False
+
+    # -------------------------------------------------------------- mistakes that leave a way on
+
+    def _patch(self, interactive: Interactive, token: Token, accepted: set[str], problems: Collector) -> bool:
+        if token.type == "EQUAL" and "COMPARE" in accepted:
+            problems.add(
+                error(
+                    "O2C0106",
+                    "`=` does not compare",
+                    self._span(token),
+                    "in a condition",
+                    help="write `==`",
+                )
+            )
+            interactive.feed_token(Token.new_borrow_pos("COMPARE", "==", token))
+            return True
+        if token.type in ("NAME", "STRING", "GLOB") and "COMMA" in accepted and "RBRACE" in accepted:
+            value = interactive.parser_state.value_stack[-1]
+            end = _end_of(value)
+            span = Span(self.source.name, end, end) if end is not None else self._span(token)
+            if self.words.get(str(token)) in accepted:
+                return False
+            problems.add(
+                error(
+                    "O2C0101",
+                    f"expected `,` or `}}` before {self._shown(token)}",
+                    self._span(token),
+                    "begins a new element",
+                    secondary=(Label(span, "`,` is missing here"),),
+                )
+            )
+            interactive.feed_token(Token.new_borrow_pos("COMMA", ",", token))
+            self._rewind(interactive, token)
+            return True
+        return False
+
+    def _rewind(self, interactive: Interactive, token: Token) -> None:
+        interactive.lexer_thread.state.line_ctr.char_pos = token.start_pos or 0
+
+    # -------------------------------------------------------------- words for it
+
+    def _diagnose(self, interactive: Interactive, token: Token, accepted: set[str]) -> Diagnostic:
+        opening = _innermost_brace(interactive.parser_state.value_stack)
+        opened = (
+            (Label(Span(self.source.name, opening.start_pos or 0, opening.end_pos or 0), "opened here"),)
+            if opening is not None
+            else ()
+        )
+        if token.type == "$END":
+            end = len(self.text.rstrip())
+            place = Span(self.source.name, end, end)
+            if opening is not None:
+                return error(
+                    "O2C0116",
+                    "`{` is not closed",
+                    opened[0].span,
+                    "opened here",
+                    secondary=(Label(place, "the file ends here"),),
+                    help="add the missing `}`",
+                )
+            return error(
+                "O2C0101",
+                f"the file ends too early: expected {self._expected(accepted)}",
+                place,
+                "ends here",
+            )
+        word = str(token)
+        span = self._span(token)
+        at_margin = span.start == 0 or self.text[span.start - 1] == "\n"
+        if opening is not None and word in TOP_LEVEL and at_margin and self.words[word] not in accepted:
+            return error(
+                "O2C0116",
+                f"`{word}` cannot stand inside a block",
+                span,
+                "the block is still open here",
+                secondary=opened,
+                help="add the missing `}` before it",
+            )
+        if token.type == "RBRACE" and opening is None:
+            return error("O2C0117", "`}` closes nothing", span, "no block is open here")
+        keywords = sorted(self.fixed[name] for name in accepted if self.fixed.get(name) in self.words)
+        if self._begins_item(token, accepted):
+            help = did_you_mean(word, keywords)
+            if help is None and word in _OTHER_WORDS:
+                help = f"did you mean `{_OTHER_WORDS[word]}`?"
+            return error(
+                "O2C0112",
+                f"unknown item `{word}`",
+                span,
+                "no item begins with this",
+                secondary=opened,
+                help=help or f"expected {_join([f'`{k}`' for k in keywords])}",
+            )
+        help = did_you_mean(word, keywords) if token.type == "NAME" else None
+        return error(
+            "O2C0101",
+            f"expected {self._expected(accepted)}, found {self._shown(token)}",
+            span,
+            "unexpected",
+            help=help,
+        )
+
+    def _begins_item(self, token: Token, accepted: set[str]) -> bool:
+        """Whether this is a plain word where only keywords could stand, at the beginning of a line or block."""
+        if token.type != "NAME" and str(token) not in self.words:
+            return False
+        before = self.text[: token.start_pos or 0].rstrip(" \t")
+        starts = not before or before[-1] in "\n{}"
+        return starts and not accepted & {"NAME", "STRING", "INT"}
+
+    def _expected(self, accepted: set[str]) -> str:
+        rest = set(accepted)
+        phrases: list[str] = []
+        if rest >= _EXPRESSION_START:
+            phrases.append("an expression")
+            rest -= _EXPRESSION_START
+        if len(rest & _OPERATORS) >= 6:
+            phrases.append("an operator")
+            rest -= _OPERATORS
+        if rest >= _UNITS:
+            phrases.append("a unit")
+            rest -= _UNITS
+        phrases += sorted(_CLASSES[name] for name in rest if name in _CLASSES)
+        phrases += sorted(f"`{self.fixed[name]}`" for name in rest if name in self.fixed)
+        return _join(phrases)
+
+    def _shown(self, token: Token) -> str:
+        text = str(token)
+        return f"`{text if len(text) <= 40 else text[:37] + '...'}`"
+
+    def _span(self, token: Token) -> Span:
+        start = token.start_pos or 0
+        return Span(self.source.name, start, start + len(token))
+
+    def _token(self, trouble: UnexpectedToken | UnexpectedCharacters) -> Token:
+        if isinstance(trouble, UnexpectedToken):
+            return trouble.token
+        position = trouble.pos_in_stream or 0
+        return Token("", self.text[position : position + 1], position, end_pos=position + 1)
+
+
+def _is_open_brace(value: object) -> bool:
+    return isinstance(value, Token) and value.type == "LBRACE"
+
+
+def _open_braces(values: list[Any]) -> int:
+    return sum(1 for value in values if _is_open_brace(value))
+
+
+def _innermost_brace(values: list[Any]) -> Token | None:
+    return next((value for value in reversed(values) if _is_open_brace(value)), None)
+
+
+def _end_of(value: Any) -> int | None:
+    if isinstance(value, Token):
+        return value.end_pos
+    meta = getattr(value, "meta", None)
+    if meta is None or meta.empty:
+        return None
+    end: int = meta.end_pos
+    return end
+
+
+def _join(phrases: list[str]) -> str:
+    if not phrases:
+        return "something else"
+    if len(phrases) == 1:
+        return phrases[0]
+    return f"{', '.join(phrases[:-1])} or {phrases[-1]}"
