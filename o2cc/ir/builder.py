@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes bodies of the IR from Python, with fresh names for values and blocks.
+"""Makes the blocks of a check, a hook or a function instruction by instruction, with fresh value names.
 
-    build = BodyBuilder()
-    address = build.add(build.register("rbx"), build.parameter("displacement"))
-    build.branch(build.call("owned", address), "allow", "slow")
-    build.start("slow")
-    ...
-    check = build.check("store_rbx")
+    code = Builder()
+    base = code.register("rbx")
+    address = code.add(base, code.parameter("displacement"))
+    code.decide(Verdict.ALLOW)
+    blocks = code.finish()
 
-Operands may be given as Python numbers (negative ones become two's complement).  Wrong use (a block without
-terminator, an instruction after one) is a programming error and raises `ValueError`.
+A block begins with `start` and ends with one of the terminating methods; the first one, ``entry``, is begun
+already.  Integers may stand for operands; they are taken modulo 2**64.
 """
 
 from __future__ import annotations
@@ -20,262 +19,192 @@ from o2cc.diagnostics import Span
 from o2cc.ir import nodes as ir
 from o2cc.ir.walk import MASK
 
-Given = ir.Operand | int
-"""What methods take as operand."""
+Operand = ir.Operand | int
 
 
-def as_operand(given: Given) -> ir.Operand:
-    """The operand for a Python number, or the operand itself."""
-    return ir.Constant(given & MASK) if isinstance(given, int) else given
+def operand(value: Operand) -> ir.Operand:
+    """The operand that a value or a Python integer stands for."""
+    return ir.Constant(value & MASK) if isinstance(value, int) else value
 
 
-class BodyBuilder:
-    """Collects blocks; instructions go to the block that was started last (at first ``entry``)."""
+class Builder:
+    """Collects blocks in order.  ``span`` is that of every instruction added while it is set."""
 
-    def __init__(self, parameters: Sequence[str] = ()) -> None:
-        self._parameters = tuple(parameters)
-        self._used = set(parameters)
-        self._block_names: set[str] = {"entry"}
-        self._finished: list[ir.Block] = []
-        self._current: str | None = "entry"
+    def __init__(self, span: Span | None = None) -> None:
+        self.span = span
+        self._blocks: list[ir.Block] = []
+        self._name: str | None = "entry"
         self._instructions: list[ir.Instruction] = []
         self._spans: list[Span | None] = []
-        self.span: Span | None = None
-        """The span given to the instructions that follow."""
+        self._values = 0
+        self._labels = 0
 
-    # --- names and blocks ---------------------------------------------------------------------------------
+    # --- structure ----------------------------------------------------------------------------------------
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the current block still waits for its terminator."""
-        return self._current is not None
+    def label(self, stem: str) -> str:
+        """A block name that is not used yet."""
+        self._labels += 1
+        return f"{stem}{self._labels}"
 
-    def argument_value(self, name: str) -> ir.Value:
-        """The value of a parameter of the function that is built."""
-        if name not in self._parameters:
-            raise ValueError(f"there is no parameter {name}")
-        return ir.Value(name)
-
-    def fresh(self, hint: str = "v") -> ir.Value:
-        """A value that is not used yet; the hint itself if that is free, else with a number."""
-        return ir.Value(_unused(hint, self._used))
-
-    def fresh_block(self, hint: str = "block") -> str:
-        """A name for a block that is not used yet."""
-        return _unused(hint, self._block_names)
-
-    def start(self, name: str) -> None:
-        """Begin the block of this name; the one before must have its terminator."""
-        if self._current is not None:
-            raise ValueError(f"block {self._current} has no terminator")
-        if any(block.name == name for block in self._finished):
-            raise ValueError(f"block {name} is there already")
-        self._block_names.add(name)
-        self._current = name
-
-    def append(self, instruction: ir.Instruction) -> None:
-        """Add any instruction as it is."""
-        if self._current is None:
-            raise ValueError("an instruction needs a block: start one")
-        self._instructions.append(instruction)
-        self._spans.append(self.span)
-
-    def _end(self, terminator: ir.Terminator) -> None:
-        if self._current is None:
-            raise ValueError("the block has its terminator already")
-        spans = tuple(self._spans) if any(span is not None for span in self._spans) else ()
-        self._finished.append(ir.Block(self._current, tuple(self._instructions), terminator, spans))
-        self._current = None
+    def start(self, block: str) -> None:
+        """Begin a block; the one before must be terminated."""
+        if self._name is not None:
+            raise ValueError(f"block `{self._name}` is not terminated")
+        self._name = block
         self._instructions = []
         self._spans = []
 
-    # --- values -------------------------------------------------------------------------------------------
+    @property
+    def open(self) -> bool:
+        """Whether a block is begun and not terminated."""
+        return self._name is not None
 
-    def binary(self, operator: ir.BinaryOperator, left: Given, right: Given, hint: str = "v") -> ir.Value:
-        """``%r = add %a, %b`` for any operator."""
-        value = self.fresh(hint)
-        self.append(ir.Binary(value, operator, as_operand(left), as_operand(right)))
-        return value
+    def finish(self) -> tuple[ir.Block, ...]:
+        """All blocks; every one must be terminated."""
+        if self._name is not None:
+            raise ValueError(f"block `{self._name}` is not terminated")
+        return tuple(self._blocks)
 
-    def add(self, left: Given, right: Given, hint: str = "v") -> ir.Value:
-        """The sum."""
-        return self.binary(ir.BinaryOperator.ADD, left, right, hint)
+    def _add(self, instruction: ir.Instruction) -> None:
+        if self._name is None:
+            raise ValueError("no block is begun")
+        self._instructions.append(instruction)
+        self._spans.append(self.span)
 
-    def sub(self, left: Given, right: Given, hint: str = "v") -> ir.Value:
-        """The difference."""
-        return self.binary(ir.BinaryOperator.SUB, left, right, hint)
+    def _terminate(self, terminator: ir.Terminator) -> None:
+        if self._name is None:
+            raise ValueError("no block is begun")
+        spans = tuple(self._spans) if any(span is not None for span in self._spans) else ()
+        self._blocks.append(ir.Block(self._name, tuple(self._instructions), terminator, spans))
+        self._name = None
 
-    def band(self, left: Given, right: Given, hint: str = "v") -> ir.Value:
-        """Bitwise and."""
-        return self.binary(ir.BinaryOperator.AND, left, right, hint)
+    def _fresh(self) -> ir.Value:
+        self._values += 1
+        return ir.Value(f"v{self._values}")
 
-    def equal(self, left: Given, right: Given, hint: str = "v") -> ir.Value:
-        """1 if equal, else 0."""
-        return self.binary(ir.BinaryOperator.EQ, left, right, hint)
+    # --- instructions -------------------------------------------------------------------------------------
 
-    def below(self, left: Given, right: Given, hint: str = "v") -> ir.Value:
-        """1 if left < right, unsigned."""
-        return self.binary(ir.BinaryOperator.ULT, left, right, hint)
+    def binary(self, operator: ir.BinaryOperator, left: Operand, right: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Binary(result, operator, operand(left), operand(right)))
+        return result
 
-    def select(self, condition: Given, if_true: Given, if_false: Given, hint: str = "v") -> ir.Value:
-        """One of two values."""
-        value = self.fresh(hint)
-        self.append(ir.Select(value, as_operand(condition), as_operand(if_true), as_operand(if_false)))
-        return value
+    def add(self, left: Operand, right: Operand) -> ir.Operand:
+        """Sum; adding the constant 0 adds nothing."""
+        return operand(left) if right == 0 else self.binary(ir.BinaryOperator.ADD, left, right)
 
     def register(self, name: str) -> ir.Value:
-        """A register of the interrupted code."""
-        value = self.fresh(name)
-        self.append(ir.Register(value, name))
-        return value
-
-    def argument(self, index: int, hint: str = "arg") -> ir.Value:
-        """An argument of a raw tracepoint."""
-        value = self.fresh(hint)
-        self.append(ir.Argument(value, index))
-        return value
+        result = self._fresh()
+        self._add(ir.Register(result, name))
+        return result
 
     def parameter(self, name: str) -> ir.Value:
-        """A constant of the site."""
-        value = self.fresh(name)
-        self.append(ir.Parameter(value, name))
-        return value
+        result = self._fresh()
+        self._add(ir.Parameter(result, name))
+        return result
 
     def symbol(self, name: str) -> ir.Value:
-        """The address of a kernel symbol."""
-        value = self.fresh("symbol")
-        self.append(ir.Symbol(value, name))
-        return value
+        result = self._fresh()
+        self._add(ir.Symbol(result, name))
+        return result
 
-    def read(self, size: int, address: Given, hint: str = "v") -> ir.Value:
-        """Kernel memory."""
-        value = self.fresh(hint)
-        self.append(ir.Read(value, size, as_operand(address)))
-        return value
+    def read(self, size: int, address: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Read(result, size, operand(address)))
+        return result
 
-    def load(self, table: str, index: Given, column: str) -> ir.Value:
-        """A word of a table."""
-        value = self.fresh(column)
-        self.append(ir.Load(value, table, as_operand(index), column))
-        return value
+    def load(self, table: str, index: Operand, column: str) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Load(result, table, operand(index), column))
+        return result
 
-    def helper(self, kind: ir.HelperKind) -> ir.Value:
-        """A fact about the moment."""
-        value = self.fresh(kind.value)
-        self.append(ir.Helper(value, kind))
-        return value
+    def store(self, table: str, index: Operand, column: str, value: Operand) -> None:
+        self._add(ir.Store(table, operand(index), column, operand(value)))
 
-    def lookup(self, map_name: str, *key: Given, hint: str = "entry") -> ir.Value:
-        """The handle of an entry; branch on it before use."""
-        value = self.fresh(hint)
-        self.append(ir.Lookup(value, map_name, tuple(map(as_operand, key))))
-        return value
+    def call(self, function: str, *arguments: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Call(result, function, tuple(operand(a) for a in arguments)))
+        return result
+
+    def lookup(self, map_name: str, *key: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Lookup(result, map_name, tuple(operand(k) for k in key)))
+        return result
 
     def entry_load(self, entry: ir.Value, map_name: str, field: str) -> ir.Value:
-        """A field of an entry."""
-        value = self.fresh(field)
-        self.append(ir.EntryLoad(value, entry, map_name, field))
-        return value
+        result = self._fresh()
+        self._add(ir.EntryLoad(result, entry, map_name, field))
+        return result
 
-    def call(self, function: str, *arguments: Given, hint: str = "v") -> ir.Value:
-        """The result of a function."""
-        value = self.fresh(hint)
-        self.append(ir.Call(value, function, tuple(map(as_operand, arguments))))
-        return value
+    def update(self, map_name: str, key: Sequence[Operand], fields: Sequence[Operand]) -> ir.Value:
+        result = self._fresh()
+        self._add(
+            ir.Update(result, map_name, tuple(operand(k) for k in key), tuple(operand(f) for f in fields))
+        )
+        return result
 
-    # --- effects ------------------------------------------------------------------------------------------
+    def delete(self, map_name: str, *key: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Delete(result, map_name, tuple(operand(k) for k in key)))
+        return result
 
-    def assign(self, variable: str, given: Given) -> ir.Variable:
-        """``$variable = given``"""
+    def select(self, condition: Operand, if_true: Operand, if_false: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Select(result, operand(condition), operand(if_true), operand(if_false)))
+        return result
+
+    def assign(self, variable: str, value: Operand) -> ir.Variable:
         target = ir.Variable(variable)
-        self.append(ir.Assign(target, as_operand(given)))
+        self._add(ir.Assign(target, operand(value)))
         return target
 
-    def store(self, table: str, index: Given, column: str, given: Given) -> None:
-        """Write a word of a table."""
-        self.append(ir.Store(table, as_operand(index), column, as_operand(given)))
+    def argument(self, index: int) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Argument(result, index))
+        return result
 
-    def fetch_add(self, table: str, index: Given, column: str, given: Given) -> ir.Value:
-        """Add to a word of a table atomically; the old word."""
-        value = self.fresh("old")
-        self.append(ir.FetchAdd(value, table, as_operand(index), column, as_operand(given)))
-        return value
+    def helper(self, kind: ir.HelperKind) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Helper(result, kind))
+        return result
 
-    def entry_store(self, entry: ir.Value, map_name: str, field: str, given: Given) -> None:
-        """Write a field of an entry."""
-        self.append(ir.EntryStore(entry, map_name, field, as_operand(given)))
+    def fetch_add(self, table: str, index: Operand, column: str, value: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.FetchAdd(result, table, operand(index), column, operand(value)))
+        return result
 
-    def entry_fetch_add(self, entry: ir.Value, map_name: str, field: str, given: Given) -> ir.Value:
-        """Add to a field of an entry atomically; the old word."""
-        value = self.fresh("old")
-        self.append(ir.EntryFetchAdd(value, entry, map_name, field, as_operand(given)))
-        return value
+    def entry_store(self, entry: ir.Value, map_name: str, field: str, value: Operand) -> None:
+        self._add(ir.EntryStore(entry, map_name, field, operand(value)))
 
-    def update(
-        self, map_name: str, key: Sequence[Given], fields: Sequence[Given], *, no_replace: bool = False
+    def entry_fetch_add(self, entry: ir.Value, map_name: str, field: str, value: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.EntryFetchAdd(result, entry, map_name, field, operand(value)))
+        return result
+
+    def entry_compare_exchange(
+        self, entry: ir.Value, map_name: str, field: str, expected: Operand, new: Operand
     ) -> ir.Value:
-        """Make or replace an entry; 0 or a negative error."""
-        value = self.fresh("error")
-        words = tuple(map(as_operand, key)), tuple(map(as_operand, fields))
-        self.append(ir.Update(value, map_name, *words, no_replace))
-        return value
+        result = self._fresh()
+        self._add(ir.EntryCompareExchange(result, entry, map_name, field, operand(expected), operand(new)))
+        return result
 
-    def delete(self, map_name: str, *key: Given) -> ir.Value:
-        """Take an entry away; 0 or a negative error."""
-        value = self.fresh("error")
-        self.append(ir.Delete(value, map_name, tuple(map(as_operand, key))))
-        return value
-
-    def emit(self, map_name: str, *fields: Given) -> ir.Value:
-        """Write a record to a ring buffer; 1, or 0 when it is full."""
-        value = self.fresh("emitted")
-        self.append(ir.Emit(value, map_name, tuple(map(as_operand, fields))))
-        return value
+    def emit(self, map_name: str, *fields: Operand) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.Emit(result, map_name, tuple(operand(f) for f in fields)))
+        return result
 
     # --- terminators --------------------------------------------------------------------------------------
 
-    def branch(self, condition: Given, if_true: str, if_false: str) -> None:
-        """To `if_true` if the condition is not 0."""
-        self._end(ir.Branch(as_operand(condition), if_true, if_false))
+    def branch(self, condition: Operand, if_true: str, if_false: str) -> None:
+        self._terminate(ir.Branch(operand(condition), if_true, if_false))
 
     def jump(self, target: str) -> None:
-        """To a block."""
-        self._end(ir.Jump(target))
+        self._terminate(ir.Jump(target))
 
-    def ret(self, given: Given) -> None:
-        """Return a word."""
-        self._end(ir.Return(as_operand(given)))
+    def give_back(self, value: Operand) -> None:
+        """``return value``"""
+        self._terminate(ir.Return(operand(value)))
 
-    def verdict(self, verdict: ir.Verdict) -> None:
-        """Return a verdict."""
-        self._end(ir.Decide(verdict))
-
-    # --- results ------------------------------------------------------------------------------------------
-
-    def blocks(self) -> tuple[ir.Block, ...]:
-        """Everything built so far."""
-        if self._current is not None:
-            raise ValueError(f"block {self._current} has no terminator")
-        return tuple(self._finished)
-
-    def check(self, name: str, span: Span | None = None) -> ir.Check:
-        """The blocks as a check."""
-        return ir.Check(name, self.blocks(), span)
-
-    def function(self, name: str, span: Span | None = None, *, inline: bool = False) -> ir.Function:
-        """The blocks as a function of the parameters that the builder was made with."""
-        return ir.Function(name, self._parameters, self.blocks(), span, inline)
-
-    def hook(self, name: str, kind: ir.HookKind, target: str, span: Span | None = None) -> ir.Hook:
-        """The blocks as a hook."""
-        return ir.Hook(name, kind, target, self.blocks(), span)
-
-
-def _unused(hint: str, used: set[str]) -> str:
-    name = hint
-    number = 1
-    while name in used:
-        number += 1
-        name = f"{hint}.{number}"
-    used.add(name)
-    return name
+    def decide(self, verdict: ir.Verdict) -> None:
+        """``verdict allow``"""
+        self._terminate(ir.Decide(verdict))

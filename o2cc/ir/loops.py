@@ -88,11 +88,11 @@ def _without_bound(part: frozenset[str], by_name: Mapping[str, ir.Block]) -> lis
         counter = _exit_counter(by_name[name], part)
         if counter is None:
             continue
-        step = _step_block(counter, part, by_name)
-        if step is None:
+        steps = _step_blocks(counter, part, by_name)
+        if not steps:
             continue
-        without_step = [n for n in part if n != step]
-        if step != name and any(name in cycle for cycle in components(without_step, by_name)):
+        missing = components(part - steps, by_name)
+        if name not in steps and any(name in cycle for cycle in missing):
             continue  # A round that passes the comparison may miss the addition.
         return [n for n in part if n != name]
     return None
@@ -135,9 +135,9 @@ def _is_step(added: ir.Binary) -> bool:
     )
 
 
-def _step_block(counter: str, part: frozenset[str], by_name: Mapping[str, ir.Block]) -> str | None:
-    """The only block of the part that changes the counter, if it does so once, by adding to it."""
-    found: str | None = None
+def _step_blocks(counter: str, part: frozenset[str], by_name: Mapping[str, ir.Block]) -> frozenset[str]:
+    """The blocks of the part that add to the counter; none at all if one changes it in another way."""
+    found: set[str] = set()
     for name in part:
         block = by_name[name]
         definitions = {i.result.name: i for i in block.instructions if isinstance(i, ir.Binary)}
@@ -147,9 +147,7 @@ def _step_block(counter: str, part: frozenset[str], by_name: Mapping[str, ir.Blo
             added = (
                 definitions.get(instruction.value.name) if isinstance(instruction.value, ir.Value) else None
             )
-            if found is not None or added is None or not _is_step(added):
-                return None
-            if not isinstance(added.left, ir.Variable) or added.left.name != counter:
-                return None
-            found = name
-    return found
+            if added is None or name in found or _counted(added.result, definitions) != counter:
+                return frozenset()
+            found.add(name)
+    return frozenset(found)

@@ -51,6 +51,10 @@ GOOD = {
         "k:\n %e = ult $j, 4\n br %e, l, m\nl:\n %o = add $j, 2\n $j = %o\n jump k\n"
         "m:\n %n = add $i, 1\n $i = %n\n jump h\nd:\n verdict allow"
     ),
+    "counting up on each of two ways round": check(
+        "%a = reg rbx\n jump h\nh:\n %c = ult $i, 10\n br %c, b, d\nb:\n br %a, s, t\n"
+        "s:\n %n = add $i, 1\n $i = %n\n jump h\nt:\n %m = add $i, 2\n $i = %m\n jump h\nd:\n verdict allow"
+    ),
     "site with all parameters": check("%a = param size\n verdict allow") + "site 1 f+0x1 store c(size = 8)\n",
     "tracepoint": "hook h raw_tracepoint kfree {\n %a = arg 1\n return %a\n}\n",
     "function hook": "hook h kprobe kfree {\n %a = reg rdi\n return 0\n}\n",
