@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from lark import Token, Transformer, v_args
+from lark import Token, v_args
 from lark.tree import Meta
 from lark.visitors import Transformer_NonRecursive
 
@@ -142,7 +142,7 @@ def _expressions(children: Sequence[object]) -> list[n.Expression]:
 
 
 @v_args(meta=True)
-class AstBuilder(Transformer_NonRecursive):  # type: ignore[misc]
+class AstBuilder(Transformer_NonRecursive[Token, Any]):
     """Builds the AST of one source. `problems` holds what is wrong beyond the grammar."""
 
     def __init__(self, source: SourceFile) -> None:

@@ -47,6 +47,9 @@ class Interactive(Protocol):
     def accepts(self) -> set[str]:
         """Terminals that may come next."""
 
+    def copy(self) -> Interactive:
+        """An independent parser in the same state."""
+
 
 @cache
 def grammar() -> Lark:
@@ -58,7 +61,7 @@ def grammar() -> Lark:
         lexer="contextual",
         propagate_positions=True,
         maybe_placeholders=False,
-        postlex=_KeepNames(),  # type: ignore[arg-type]
+        postlex=_KeepNames(),
     )
 
 
@@ -85,6 +88,7 @@ def parse_with_tokens(source: SourceFile) -> Parsed:
     tree, tokens = _run(source, lexical.repaired, problems)
     if tree is None:
         raise DiagnosticError(problems.diagnostics)
+    # After recovery the tree lacks what was wrong, but is still one of the grammar.
     builder = AstBuilder(source)
     items = builder.transform(tree)
     problems.extend(builder.problems.diagnostics)
@@ -94,12 +98,11 @@ def parse_with_tokens(source: SourceFile) -> Parsed:
 
 
 def _run(source: SourceFile, text: str, problems: Collector) -> tuple[Tree[Token] | None, tuple[Token, ...]]:
-    """Drive the parser over the text; the tree is None if there were errors of grammar."""
+    """Drive the parser over the text; the tree is None if it could not be led to the end."""
     lark = grammar()
     interactive: Interactive = lark.parse_interactive(text)
     recovery: Recovery | None = None
     tokens: list[Token] = []
-    failed = False
     stream = interactive.lexer_thread.lex(interactive.parser_state)
     while True:
         try:
@@ -107,12 +110,10 @@ def _run(source: SourceFile, text: str, problems: Collector) -> tuple[Tree[Token
             if token is None:
                 last = tokens[-1] if tokens else Token("", "")
                 end = Token.new_borrow_pos("$END", "", last)
-                result = interactive.feed_token(end)
-                return (None if failed else result), tuple(tokens)
+                return interactive.feed_token(end), tuple(tokens)
             interactive.feed_token(token)
             tokens.append(token)
         except (UnexpectedToken, UnexpectedCharacters) as trouble:
-            failed = True
             recovery = recovery or Recovery(lark, source, text)
             if len(problems.diagnostics) >= MAX_ERRORS:
                 return None, ()

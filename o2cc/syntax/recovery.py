@@ -10,6 +10,7 @@ and a forgotten comma.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from lark import Lark, Token, UnexpectedCharacters, UnexpectedToken
@@ -59,6 +60,26 @@ _OTHER_WORDS = {
     "timeout": "transition { at most 60 s }",
 }
 
+_OTHER_UNITS = {
+    "K": "KiB",
+    "KB": "KiB",
+    "kB": "KiB",
+    "M": "MiB",
+    "MB": "MiB",
+    "G": "GiB",
+    "GB": "GiB",
+    "byte": "B",
+    "bytes": "B",
+    "sec": "s",
+    "seconds": "s",
+    "second": "s",
+    "msec": "ms",
+    "usec": "us",
+    "m": "min",
+    "minutes": "min",
+}
+_FEW = 6
+
 
 class Recovery:
     """Recovers within one text; made at the first error."""
@@ -90,13 +111,40 @@ class Recovery:
         start = len(self.text.rstrip()) if token.type == "$END" else token.start_pos or 0
         if self._patch(interactive, token, accepted, problems):
             return True
-        problems.add(self._diagnose(interactive, token, accepted))
+        swallowed = self._swallowed_keyword(start, state.value_stack)
+        if swallowed is not None:
+            start = swallowed.start()
+            problems.add(
+                error(
+                    "O2C0101",
+                    f"something is missing before `{swallowed.group()}`",
+                    Span(self.source.name, start, swallowed.end()),
+                    "the item before it is not finished",
+                )
+            )
+        else:
+            problems.add(self._diagnose(interactive, token, accepted))
         if token.type == "$END":
             return False
         if start <= self._last_position:
             start = self._last_position + 1  # never the same place twice
         self._last_position = start
         return self._synchronize(interactive, state, start)
+
+    def _swallowed_keyword(self, start: int, values: list[Any]) -> re.Match[str] | None:
+        """The keyword before the error, if it begins a line and so was meant to begin an item."""
+        index = bisect_left(self.marks, start, key=lambda mark: mark.start()) - 1
+        if index < 0:
+            return None
+        mark = self.marks[index]
+        terminal = self.words.get(mark.group("mark"))
+        if values and isinstance(values[-1], Token) and values[-1].type == terminal:
+            return None  # it was read as the keyword that it is
+        is_keyword = terminal is not None and mark.start() > self._last_position
+        if is_keyword and self._first_on_line(mark.start()) and not self.text[mark.end() : start].strip():
+            opener = self.text[: mark.start()].rstrip()[-1:]
+            return mark if opener and opener not in "{}" else None
+        return None
 
     # -------------------------------------------------------------- finding the next item
 
@@ -140,8 +188,8 @@ class Recovery:
                 del values[height:]
                 interactive.lexer_thread.state.line_ctr.char_pos = offset
                 return True
-            if height and _is_open_brace(values[height - 1]):
-                braces -= 1
+            if height:
+                braces -= _brace(values[height - 1])
             if braces < depth:
                 return False
         return False
@@ -161,11 +209,14 @@ class Recovery:
             )
             interactive.feed_token(Token.new_borrow_pos("COMPARE", "==", token))
             return True
-        if token.type in ("NAME", "STRING", "GLOB") and "COMMA" in accepted and "RBRACE" in accepted:
+        in_list = {"COMMA", "RBRACE"} <= accepted and len(self._words_in(accepted)) <= _FEW
+        if token.type in ("NAME", "STRING", "GLOB") and in_list:
             value = interactive.parser_state.value_stack[-1]
             end = _end_of(value)
             span = Span(self.source.name, end, end) if end is not None else self._span(token)
-            if self.words.get(str(token)) in accepted:
+            ahead = interactive.copy()
+            ahead.feed_token(Token.new_borrow_pos("COMMA", ",", token))
+            if token.type not in ahead.accepts():
                 return False
             problems.add(
                 error(
@@ -188,11 +239,9 @@ class Recovery:
 
     def _diagnose(self, interactive: Interactive, token: Token, accepted: set[str]) -> Diagnostic:
         opening = _innermost_brace(interactive.parser_state.value_stack)
-        opened = (
-            (Label(Span(self.source.name, opening.start_pos or 0, opening.end_pos or 0), "opened here"),)
-            if opening is not None
-            else ()
-        )
+        opened: tuple[Label, ...] = ()
+        if opening is not None:
+            opened = (Label(self._span(opening), "opened here"),)
         if token.type == "$END":
             end = len(self.text.rstrip())
             place = Span(self.source.name, end, end)
@@ -200,7 +249,7 @@ class Recovery:
                 return error(
                     "O2C0116",
                     "`{` is not closed",
-                    opened[0].span,
+                    self._span(opening),
                     "opened here",
                     secondary=(Label(place, "the file ends here"),),
                     help="add the missing `}`",
@@ -226,7 +275,27 @@ class Recovery:
         if token.type == "RBRACE" and opening is None:
             return error("O2C0117", "`}` closes nothing", span, "no block is open here")
         keywords = sorted(self.fixed[name] for name in accepted if self.fixed.get(name) in self.words)
+        after_number = len(accepted & _UNITS) == len(_UNITS) and not self._first_on_line(span.start)
+        if token.type == "NAME" and after_number:
+            known = [self.fixed[name] for name in sorted(_UNITS)]
+            help = f"did you mean `{_OTHER_UNITS[word]}`?" if word in _OTHER_UNITS else None
+            return error(
+                "O2C0118",
+                f"unknown unit `{word}`",
+                span,
+                "not a unit",
+                help=help or did_you_mean(word, known) or f"units are {_join([f'`{k}`' for k in known])}",
+            )
         if self._begins_item(token, accepted):
+            if word in self.words:
+                return error(
+                    "O2C0112",
+                    f"`{word}` cannot stand in this block",
+                    span,
+                    "not here",
+                    secondary=opened,
+                    help=f"expected {_join([f'`{k}`' for k in keywords])}",
+                )
             help = did_you_mean(word, keywords)
             if help is None and word in _OTHER_WORDS:
                 help = f"did you mean `{_OTHER_WORDS[word]}`?"
@@ -268,8 +337,15 @@ class Recovery:
             phrases.append("a unit")
             rest -= _UNITS
         phrases += sorted(_CLASSES[name] for name in rest if name in _CLASSES)
+        words = self._words_in(rest)
+        if len(words) > _FEW:
+            phrases.append("the next item")
+            rest -= words
         phrases += sorted(f"`{self.fixed[name]}`" for name in rest if name in self.fixed)
         return _join(phrases)
+
+    def _words_in(self, terminals: set[str]) -> set[str]:
+        return {name for name in terminals if self.fixed.get(name) in self.words}
 
     def _shown(self, token: Token) -> str:
         text = str(token)
@@ -281,21 +357,31 @@ class Recovery:
 
     def _token(self, trouble: UnexpectedToken | UnexpectedCharacters) -> Token:
         if isinstance(trouble, UnexpectedToken):
-            return trouble.token
+            token: Token = trouble.token
+            return token
         position = trouble.pos_in_stream or 0
         return Token("", self.text[position : position + 1], position, end_pos=position + 1)
 
 
-def _is_open_brace(value: object) -> bool:
-    return isinstance(value, Token) and value.type == "LBRACE"
+def _brace(value: object) -> int:
+    """+1 for an opening brace on the parser's stack, -1 for a closing one that waits to be reduced."""
+    if isinstance(value, Token):
+        return (value.type == "LBRACE") - (value.type == "RBRACE")
+    return 0
 
 
 def _open_braces(values: list[Any]) -> int:
-    return sum(1 for value in values if _is_open_brace(value))
+    return sum(map(_brace, values))
 
 
 def _innermost_brace(values: list[Any]) -> Token | None:
-    return next((value for value in reversed(values) if _is_open_brace(value)), None)
+    closed = 0
+    for value in reversed(values):
+        closed -= _brace(value)
+        if closed < 0:
+            token: Token = value
+            return token
+    return None
 
 
 def _end_of(value: Any) -> int | None:
