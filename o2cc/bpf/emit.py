@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""IR module -> BPF object.
+
+LLVM compiles shared functions, hooks and every check once; this file then makes the object: a program for
+each site (layout `site`) or for each check (layout `shape`), data, BTF, BTF.ext and the description that our
+loader reads.  docs/object.md describes the result.  The same module gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from o2cc.bpf.assembly import Assembler
+from o2cc.bpf.compiler import MachineCode, compile_text, data_layout
+from o2cc.bpf.info import HookInfo
+from o2cc.bpf.layout import Layout, table_layout
+from o2cc.bpf.llvm_text import BodyError, ModuleText, Scope, SiteTable, Spans, SymbolKind
+from o2cc.bpf.programs import (
+    NOT_IN_NAMES,
+    hook_program,
+    parameters_read,
+    shape_programs,
+    shape_tables,
+    site_programs,
+)
+from o2cc.bpf.source_lines import SourceLines
+from o2cc.diagnostics import Collector, error
+from o2cc.ir import nodes
+from o2cc.ir.walk import Body, calls
+
+
+TEST_PROGRAM = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """``instructions`` counts the slots of all programs and subprograms, each once; ``program_instructions``
+    gives (name, slots) by program, without the subprograms that it calls."""
+
+    programs: int
+    subprograms: int
+    instructions: int
+    bytes: int
+    program_instructions: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFile:
+    """An object, ready to be written to a file."""
+
+    data: bytes
+    statistics: Statistics
+
+
+def emit_object(module: nodes.Module, *, layout: Layout, sources: Mapping[str, str]) -> ObjectFile:
+    """Compiles a module.  ``sources`` gives the text of every source that a span names.
+
+    Raises DiagnosticError: O2C0600 to O2C0607.
+    """
+    _check_module(module)
+    by_check = _sites_by_check(module)
+    tables: dict[str, SiteTable] = {}
+    if layout is Layout.SHAPE:
+        tables, data = shape_tables(module, by_check)
+        module = replace(module, tables=(*module.tables, *data))
+        _check_module(module)
+    functions = _reachable(module, (*(c for c in module.checks if c.name in by_check), *module.hooks))
+    machine, spans = _compile(module, functions, by_check, tables)
+    lines = SourceLines(sources, spans)
+    assembler = Assembler(module, layout, lines)
+    assembler.add_functions(_callable(functions, machine))
+    if layout is Layout.SITE:
+        programs, sites = site_programs(module, machine, by_check, lines)
+    else:
+        programs, sites = shape_programs(module, machine, by_check, tables, lines)
+    programs += [hook_program(hook, machine[SymbolKind.HOOK + hook.name], lines) for hook in module.hooks]
+    hooks = [HookInfo(hook.name, hook.kind.value, hook.target, hook.name) for hook in module.hooks]
+    assembler.add_programs(programs)
+    return _object_file(assembler, assembler.write(sites, hooks))
+
+
+def emit_test_object(
+    module: nodes.Module, check: str, parameters: Mapping[str, int], *, sources: Mapping[str, str]
+) -> ObjectFile:
+    """The same check as a program that the kernel test-runs: type `syscall`, named ``test``, its context a
+    ``struct pt_regs``.  Its code is byte for byte that of a site with these parameters.
+
+    Raises DiagnosticError as `emit_object` does.
+    """
+    site = nodes.Site(0, "test", 0, nodes.SiteKind.STORE, check, tuple(parameters.items()))
+    module = replace(module, sites=(site,), hooks=(), checks=tuple(c for c in module.checks if c.name == check))
+    _check_module(module)
+    by_check = _sites_by_check(module)
+    functions = _reachable(module, module.checks)
+    machine, spans = _compile(module, functions, by_check, {})
+    lines = SourceLines(sources, spans)
+    assembler = Assembler(module, Layout.SITE, lines)
+    assembler.add_functions(_callable(functions, machine))
+    (program,), _ = site_programs(module, machine, by_check, lines)
+    assembler.add_programs([replace(program, name=TEST_PROGRAM, section="syscall")])
+    return _object_file(assembler, assembler.write((), ()))
+
+
+def _object_file(assembler: Assembler, data: bytes) -> ObjectFile:
+    """The object with what is to be said of it."""
+    sizes = tuple(assembler.program_sizes)
+    return ObjectFile(
+        data,
+        Statistics(
+            programs=len(sizes),
+            subprograms=assembler.subprograms,
+            instructions=sum(size for _, size in sizes) + assembler.subprogram_slots,
+            bytes=len(data),
+            program_instructions=sizes,
+        ),
+    )
+
+
+# --- what is compiled -------------------------------------------------------------------------------------
+
+
+def _check_module(module: nodes.Module) -> None:
+    """Names that clash, sites whose check is missing: reported together."""
+    problems = Collector()
+    seen: dict[str, str] = {}
+    named = [
+        *((m.name, "map") for m in module.maps),
+        *((t.name, "table") for t in module.tables),
+        *((f.name, "function") for f in module.functions),
+        *((h.name, "hook") for h in module.hooks),
+    ]
+    for name, kind in named:
+        if name in seen:
+            problems.add(error("O2C0602", f"`{name}` is the name of a {seen[name]} and of a {kind}"))
+        elif NOT_IN_NAMES.search(name) or not name or name[0].isdigit():
+            problems.add(error("O2C0602", f"`{name}` cannot be the name of a {kind} in a BPF object"))
+        seen[name] = kind
+    checks = {check.name: parameters_read(check) for check in module.checks}
+    if len(checks) != len(module.checks):
+        problems.add(error("O2C0602", "two checks have the same name"))
+    numbers: set[int] = set()
+    for site in module.sites:
+        place = f"{site.function}+0x{site.offset:x}"
+        if site.check not in checks:
+            problems.add(error("O2C0600", f"site `{place}` names the check `{site.check}`, which does not exist", site.span))
+        given = {name for name, _ in site.parameters}
+        for name in checks.get(site.check, ()):
+            if name not in given:
+                problems.add(
+                    error(
+                        "O2C0601",
+                        f"site `{place}` does not give the parameter `{name}` of its check `{site.check}`",
+                        site.span,
+                    )
+                )
+        if site.number in numbers:
+            problems.add(error("O2C0602", f"site `{place}` has the number {site.number} of another site", site.span))
+        numbers.add(site.number)
+    for table in module.tables:
+        if any(size not in (1, 2, 4, 8) for _, size in table.columns) or not table.columns or table.length < 1:
+            problems.add(error("O2C0600", f"table `{table.name}` has no columns, no rows or a column of a strange size"))
+    problems.raise_if_errors()
+
+
+def _sites_by_check(module: nodes.Module) -> dict[str, list[nodes.Site]]:
+    """The sites of each check that has any, checks in the module's order."""
+    found: dict[str, list[nodes.Site]] = {check.name: [] for check in module.checks}
+    for site in module.sites:
+        found[site.check].append(site)
+    return {name: sites for name, sites in found.items() if sites}
+
+
+def _reachable(module: nodes.Module, roots: Iterable[Body]) -> list[nodes.Function]:
+    """The functions that something calls, in the module's order."""
+    by_name = {function.name: function for function in module.functions}
+    wanted: set[str] = set()
+    work: list[Body] = list(roots)
+    while work:
+        for name in calls(work.pop()):
+            if name in by_name and name not in wanted:
+                wanted.add(name)
+                work.append(by_name[name])
+    return [function for function in module.functions if function.name in wanted]
+
+
+def _compile(
+    module: nodes.Module,
+    functions: Sequence[nodes.Function],
+    by_check: Mapping[str, list[nodes.Site]],
+    tables: Mapping[str, SiteTable],
+) -> tuple[dict[str, MachineCode], Spans]:
+    """Runs LLVM over everything that the object needs."""
+    scope = Scope(
+        {function.name: function for function in module.functions},
+        {map_.name: map_ for map_ in module.maps},
+        {table.name: table for table in module.tables},
+        {table.name: table_layout(table) for table in module.tables},
+    )
+    text = ModuleText(scope, data_layout())
+    problems = Collector()
+
+    def attempt(body: Body) -> None:
+        try:
+            if isinstance(body, nodes.Function):
+                text.add_function(body)
+            elif isinstance(body, nodes.Check):
+                text.add_check(body, tables.get(body.name))
+            else:
+                text.add_hook(body)
+        except BodyError as problem:
+            problems.add(error(problem.code, problem.message, problem.span or body.span))
+
+    for body in (*functions, *(check for check in module.checks if check.name in by_check), *module.hooks):
+        attempt(body)
+    problems.raise_if_errors()
+    return compile_text(text.text()), text.spans
+
+
+def _callable(
+    functions: Sequence[nodes.Function], machine: Mapping[str, MachineCode]
+) -> list[tuple[nodes.Function, MachineCode]]:
+    """The functions that became subprograms, with their code."""
+    return [(f, machine[SymbolKind.FUNCTION + f.name]) for f in functions if not f.inline]
