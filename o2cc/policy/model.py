@@ -27,6 +27,7 @@ class TypeKind(StrEnum):
     POINTER = "pointer"  # to the struct `struct`, or to anything (None)
     FUNCTION_POINTER = "function pointer"
     OTHER = "other"  # a struct or array by value; only its address can be used
+    UNKNOWN = "unknown"  # a 64-bit word of which nothing tells the type
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,11 +325,12 @@ class SymbolGrant:
 
 @dataclass(frozen=True, slots=True)
 class PernetGrant:
-    """Writes to the per-namespace area `net->gen->ptr[*variable]`; ``size`` in bytes, None when it is not known
-    (then the object's own bounds hold)."""
+    """Writes to ``ranges`` of the per-namespace area `net->gen->ptr[*variable]`, which is a ``struct`` (None: not
+    known; then the range is open and the heap object's own bounds hold)."""
 
     variable: str
-    size: int | None
+    struct: str | None
+    ranges: tuple[tuple[int, int], ...]
     scope: Scope | None
     action: Action
     span: Span
@@ -338,14 +340,15 @@ class PernetGrant:
 
 @dataclass(frozen=True, slots=True)
 class BehindGrant:
-    """Writes to the ``length`` bytes that the pointer member at ``offset`` of a granted ``struct`` points to.
-    ``length`` may use ``ArgumentValue(0)``, the struct; None means all of the heap object that is pointed to."""
+    """Writes to ``length`` bytes, from byte ``start`` on, behind the pointer member at ``offset`` of a ``struct`` that
+    is owned, held or granted.  ``start`` and ``length`` may use ``ArgumentValue(0)``, the struct."""
 
     struct: str
     type_id: int
     field: str
     offset: int
-    length: Expr | None
+    start: Expr
+    length: Expr
     pointee: str | None
     scope: Scope | None
     action: Action
@@ -445,8 +448,8 @@ class Gives:
 
 @dataclass(frozen=True, slots=True)
 class Takes:
-    """The compartment must hold ``capability`` for ``pointer``, and does not after the call (`transfer ... to
-    kernel`)."""
+    """The compartment must hold ``capability`` for ``pointer``, and does not from the beginning of the call on
+    (`transfer ... to kernel`).  At an entry: it holds it no longer when the entry returns."""
 
     pointer: Expr
     capability: str | None

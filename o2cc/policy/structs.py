@@ -20,6 +20,7 @@ BOOLEAN = ValueType(TypeKind.BOOLEAN, size=1)
 WORD = ValueType(TypeKind.INTEGER, size=8)
 SIGNED_WORD = ValueType(TypeKind.INTEGER, size=8, signed=True)
 POINTER = ValueType(TypeKind.POINTER)
+UNKNOWN = ValueType(TypeKind.UNKNOWN)
 
 
 def value_type(reference: TypeReference) -> ValueType:

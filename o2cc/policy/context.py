@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all parts of the checker share: the program, the target, the diagnostics, and the numbering of types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from o2cc.diagnostics import Collector, Diagnostic, Span, did_you_mean, error
+from o2cc.kernel.description import Description, FieldPlace, Struct, TypeTable
+from o2cc.policy.model import Capability, GrantedType
+from o2cc.policy.names import ParsedModule, Program
+from o2cc.syntax import nodes
+
+
+@dataclass
+class TypeNumbers:
+    """Numbers struct types from 1, in the order of their first use."""
+
+    table: TypeTable
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, struct: str) -> int:
+        """The number of a struct, a new one if it has none yet."""
+        return self.numbers.setdefault(struct, len(self.numbers) + 1)
+
+    def granted_types(self) -> tuple[GrantedType, ...]:
+        """All numbered types."""
+        return tuple(
+            GrantedType(number, struct, found.size if (found := self.table.struct_by_name.get(struct)) else 0)
+            for struct, number in self.numbers.items()
+        )
+
+
+@dataclass
+class Context:
+    """State of one run of the checker.
+
+    Without a ``description`` names of structs, fields and functions cannot be looked up: what needs them is left
+    out silently, and the result serves for diagnostics only.
+    """
+
+    program: Program
+    description: Description | None
+    collector: Collector
+    table: TypeTable = field(init=False)
+    types: TypeNumbers = field(init=False)
+    capabilities: dict[int, Capability] = field(default_factory=dict)  # by id of the CapsDef node
+    resolving: list[int] = field(default_factory=list)
+    granted_structs: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.table = self.description.types if self.description is not None else TypeTable()
+        self.types = TypeNumbers(self.table)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether names can be checked against a target."""
+        return self.description is not None
+
+    def struct(self, name: nodes.Name) -> Struct | None:
+        """The struct or union of that name; reports one that is unknown (O2C0210)."""
+        found = self.table.struct_by_name.get(name.text)
+        if found is None and self.has_target:
+            self.collector.add(
+                error(
+                    "O2C0210",
+                    f"unknown struct `{name.text}`",
+                    name.span,
+                    "not in the type information of this target",
+                    help=did_you_mean(name.text, self.table.struct_by_name),
+                )
+            )
+        return found
+
+    def field(self, struct: str, path: str, span: Span) -> FieldPlace | None:
+        """The place of a member; reports one that is unknown (O2C0211)."""
+        place = self.table.find_field(struct, path)
+        if place is None and self.has_target:
+            self.collector.add(self.unknown_field(struct, path, span))
+        return place
+
+    def unknown_field(self, struct: str, path: str, span: Span) -> Diagnostic:
+        """The diagnostic for a member that a struct does not have, with the nearest that it has."""
+        *prefix, last = path.split(".")
+        owner, known = struct, ""
+        for part in prefix:
+            place = self.table.find_field(owner, part)
+            if place is None or place.type.name is None or place.type.kind not in ("struct", "union"):
+                last = part
+                break
+            owner, known = place.type.name, f"{known}{part}."
+        suggestion = did_you_mean(last, self.table.field_names(owner))
+        return error(
+            "O2C0211",
+            f"`struct {struct}` has no field `{path}`",
+            span,
+            help=suggestion.replace("`", f"`{known}", 1) if suggestion else None,
+        )
+
+    def module_of(self, span: Span) -> ParsedModule:
+        """The module that a span lies in."""
+        return self.program.module_of(span)

@@ -1,0 +1,683 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Expressions of the language to typed, resolved expressions; constants folded, units checked.
+
+An expression has a type and a *unit*: bytes, time, or neither (plain numbers go with both).  Numbers are scaled to
+bytes and nanoseconds.  Paths follow pointers and embedded structs with the target's type information.
+
+Codes: O2C0202 unknown name, O2C0207 constant that needs itself, O2C0211 unknown field, O2C0212 bit field, O2C0218 not a
+pointer to a struct, O2C0220 wrong type, O2C0221 wrong unit, O2C0222 unknown predicate or wrong number of operands,
+O2C0223 not a constant, O2C0224 out of range, O2C0225 `result` where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from o2cc.diagnostics import Span, did_you_mean, error
+from o2cc.policy.context import Context
+from o2cc.policy.model import (
+    AddressOfField,
+    ArgumentValue,
+    BinaryExpr,
+    BinaryOperation,
+    Const,
+    Expr,
+    LoadField,
+    Predicate,
+    PredicateKind,
+    ResultValue,
+    TypeKind,
+    UnaryExpr,
+    UnaryOperation,
+    ValueType,
+)
+from o2cc.policy.names import ParsedModule
+from o2cc.policy.structs import BOOLEAN, POINTER, WORD, pointer_to, value_type
+from o2cc.syntax import nodes
+
+WORD_LIMIT = 1 << 64
+
+
+class Unit(StrEnum):
+    """What a number counts."""
+
+    PLAIN = "plain number"
+    SIZE = "size"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A checked expression with its unit."""
+
+    expr: Expr
+    unit: Unit = Unit.PLAIN
+
+    @property
+    def type(self) -> ValueType:
+        """Type of the expression."""
+        return self.expr.type
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What names mean in an expression.
+
+    ``parameters``: index and type by name.  ``result``: type of the result where there is one.  ``implicit``: the
+    struct whose fields can be named without a base, which is argument 0.  ``result_allowed`` is False where
+    `result` would be read before the call.
+    """
+
+    module: ParsedModule
+    parameters: Mapping[str, tuple[int, ValueType]] = field(default_factory=dict)
+    result: ValueType | None = None
+    implicit: str | None = None
+
+
+_COMPARISONS = {
+    nodes.BinaryOperator.EQUAL: BinaryOperation.EQUAL,
+    nodes.BinaryOperator.NOT_EQUAL: BinaryOperation.NOT_EQUAL,
+    nodes.BinaryOperator.LESS: BinaryOperation.LESS,
+    nodes.BinaryOperator.LESS_EQUAL: BinaryOperation.LESS_EQUAL,
+    nodes.BinaryOperator.GREATER: BinaryOperation.GREATER,
+    nodes.BinaryOperator.GREATER_EQUAL: BinaryOperation.GREATER_EQUAL,
+}
+_LOGIC = {nodes.BinaryOperator.AND: BinaryOperation.AND, nodes.BinaryOperator.OR: BinaryOperation.OR}
+_ARITHMETIC = {
+    nodes.BinaryOperator.ADD: BinaryOperation.ADD,
+    nodes.BinaryOperator.SUBTRACT: BinaryOperation.SUBTRACT,
+    nodes.BinaryOperator.MULTIPLY: BinaryOperation.MULTIPLY,
+    nodes.BinaryOperator.DIVIDE: BinaryOperation.DIVIDE,
+    nodes.BinaryOperator.REMAINDER: BinaryOperation.MODULO,
+    nodes.BinaryOperator.BIT_AND: BinaryOperation.BIT_AND,
+    nodes.BinaryOperator.BIT_OR: BinaryOperation.BIT_OR,
+    nodes.BinaryOperator.BIT_XOR: BinaryOperation.BIT_XOR,
+    nodes.BinaryOperator.SHIFT_LEFT: BinaryOperation.SHIFT_LEFT,
+    nodes.BinaryOperator.SHIFT_RIGHT: BinaryOperation.SHIFT_RIGHT,
+}
+_ARITY = {
+    PredicateKind.OWNED: 1,
+    PredicateKind.HELD: 1,
+    PredicateKind.SHARED: 1,
+    PredicateKind.WRITABLE: 2,
+    PredicateKind.GRANTED: 1,
+    PredicateKind.FREEABLE: 1,
+    PredicateKind.SIZE: 1,
+    PredicateKind.ENTRY: 1,
+}
+
+
+def constant(value: int, span: Span, type_: ValueType = WORD) -> Const:
+    """A constant expression."""
+    return Const(value, type_, span)
+
+
+def is_constant(expr: Expr, value: int) -> bool:
+    """Whether an expression is this constant."""
+    return isinstance(expr, Const) and expr.value == value
+
+
+def either(left: Expr, right: Expr) -> Expr:
+    """``left or right``, folded when one of them is constant."""
+    for one, other in ((left, right), (right, left)):
+        if isinstance(one, Const):
+            return one if one.value else other
+    return BinaryExpr(BinaryOperation.OR, left, right, BOOLEAN, left.span)
+
+
+def compare(operation: BinaryOperation, left: Expr, right: Expr, span: Span) -> Expr:
+    """An unsigned comparison, folded when both sides are constant."""
+    return _fold(BinaryExpr(operation, left, right, BOOLEAN, span))
+
+
+def add(left: Expr, right: Expr, span: Span) -> Expr:
+    """``left + right``, folded."""
+    if is_constant(right, 0):
+        return left
+    return _fold(BinaryExpr(BinaryOperation.ADD, left, right, left.type, span))
+
+
+def subtract(left: Expr, right: Expr, span: Span) -> Expr:
+    """``left - right``, folded."""
+    if is_constant(right, 0):
+        return left
+    return _fold(BinaryExpr(BinaryOperation.SUBTRACT, left, right, WORD, span))
+
+
+class Checker:
+    """Checks expressions in one scope; returns None after a diagnostic."""
+
+    def __init__(self, context: Context, scope: Scope) -> None:
+        self.context = context
+        self.scope = scope
+
+    def report(self, code: str, message: str, span: Span, label: str = "", help: str | None = None) -> None:
+        """Add an error."""
+        self.context.collector.add(error(code, message, span, label, help=help))
+
+    # --- what the checker's other parts ask for
+
+    def condition(self, node: nodes.Expression) -> Expr | None:
+        """A truth value."""
+        typed = self.expression(node)
+        if typed is None:
+            return None
+        if typed.type.kind is not TypeKind.BOOLEAN:
+            self.report(
+                "O2C0220",
+                "a condition must be a comparison or a predicate",
+                node.span,
+                f"this is of type {typed.type}",
+                help="compare it, for example with `!= 0`",
+            )
+            return None
+        return typed.expr
+
+    def length(self, node: nodes.Expression) -> Expr | None:
+        """A number of bytes, plain or with a unit of size."""
+        return self._number(node, Unit.SIZE, "a size")
+
+    def duration(self, node: nodes.Expression) -> int | None:
+        """A constant number of nanoseconds; must have a unit."""
+        typed = self.expression(node)
+        if typed is None:
+            return None
+        if typed.unit is not Unit.TIME:
+            self.report(
+                "O2C0221",
+                "a time is needed here",
+                node.span,
+                help="write a unit, for example `60 s` or `500 ms`",
+            )
+            return None
+        return self._constant_value(typed, node)
+
+    def constant_size(self, node: nodes.Expression) -> int | None:
+        """A constant number of bytes; must have a unit of size."""
+        typed = self.expression(node)
+        if typed is None:
+            return None
+        if typed.unit is not Unit.SIZE:
+            self.report(
+                "O2C0221",
+                "a size is needed here",
+                node.span,
+                help="write a unit, for example `64 MiB` or `512 B`",
+            )
+            return None
+        return self._constant_value(typed, node)
+
+    def constant(self, node: nodes.Expression) -> int | None:
+        """A constant number of any unit."""
+        typed = self.expression(node)
+        return None if typed is None else self._constant_value(typed, node)
+
+    def _constant_value(self, typed: Typed, node: nodes.Node) -> int | None:
+        if isinstance(typed.expr, Const):
+            return typed.expr.value
+        self.report("O2C0223", "a constant is needed here", node.span)
+        return None
+
+    def _number(self, node: nodes.Expression, unit: Unit, what: str) -> Expr | None:
+        typed = self.expression(node)
+        if typed is None:
+            return None
+        if typed.unit not in (unit, Unit.PLAIN):
+            self.report("O2C0221", f"{what} is needed here", node.span, f"this is a {typed.unit}")
+            return None
+        if typed.type.kind not in (TypeKind.INTEGER, TypeKind.UNKNOWN):
+            self.report("O2C0220", f"{what} is needed here", node.span, f"this is of type {typed.type}")
+            return None
+        return typed.expr
+
+    # --- expressions
+
+    def expression(self, node: nodes.Expression) -> Typed | None:
+        """Check any expression."""
+        match node:
+            case nodes.Integer():
+                return self._integer(node)
+            case nodes.Ratio():
+                self.report("O2C0220", "a fraction has no meaning here", node.span)
+                return None
+            case nodes.Path():
+                return self.path(node)
+            case nodes.FunctionCall():
+                return self._predicate(node)
+            case nodes.SizeOf():
+                return self._size_of(node)
+            case nodes.Unary():
+                return self._unary(node)
+            case nodes.Binary():
+                return self._binary(node)
+
+    def _integer(self, node: nodes.Integer) -> Typed | None:
+        if node.scaled >= WORD_LIMIT:
+            self.report("O2C0224", "this number does not fit into 64 bits", node.span)
+            return None
+        unit = Unit.PLAIN if node.unit is None else Unit.TIME if node.unit.is_time else Unit.SIZE
+        return Typed(constant(node.scaled, node.span), unit)
+
+    def _size_of(self, node: nodes.SizeOf) -> Typed | None:
+        if isinstance(node.type, nodes.StructType):
+            struct = self.context.struct(node.type.name)
+            return None if struct is None else Typed(constant(struct.size, node.span), Unit.SIZE)
+        size = _BASE_SIZES.get(node.type.text)
+        if size is None:
+            self.report(
+                "O2C0210",
+                f"unknown type `{node.type.text}`",
+                node.type.span,
+                help=did_you_mean(node.type.text, _BASE_SIZES)
+                or f"a struct is written `struct {node.type.text}`",
+            )
+            return None
+        return Typed(constant(size, node.span), Unit.SIZE)
+
+    def _unary(self, node: nodes.Unary) -> Typed | None:
+        operand = self.expression(node.operand)
+        if operand is None:
+            return None
+        if node.operator is nodes.UnaryOperator.NOT:
+            if operand.type.kind is not TypeKind.BOOLEAN:
+                self.report(
+                    "O2C0220", "`!` needs a truth value", node.operand.span, f"this is of type {operand.type}"
+                )
+                return None
+            return Typed(_fold(UnaryExpr(UnaryOperation.NOT, operand.expr, BOOLEAN, node.span)))
+        if operand.type.kind not in (TypeKind.INTEGER, TypeKind.UNKNOWN):
+            self.report(
+                "O2C0220",
+                f"`{node.operator}` needs a number",
+                node.operand.span,
+                f"this is of type {operand.type}",
+            )
+            return None
+        operation = (
+            UnaryOperation.NEGATE
+            if node.operator is nodes.UnaryOperator.NEGATE
+            else UnaryOperation.COMPLEMENT
+        )
+        signed = ValueType(TypeKind.INTEGER, size=8, signed=operation is UnaryOperation.NEGATE)
+        return Typed(_fold(UnaryExpr(operation, operand.expr, signed, node.span)), operand.unit)
+
+    def _binary(self, node: nodes.Binary) -> Typed | None:
+        left, right = self.expression(node.left), self.expression(node.right)
+        if left is None or right is None:
+            return None
+        if node.operator in _LOGIC:
+            for side, written in ((left, node.left), (right, node.right)):
+                if side.type.kind is not TypeKind.BOOLEAN:
+                    self.report(
+                        "O2C0220",
+                        f"`{node.operator}` needs truth values",
+                        written.span,
+                        f"this is of type {side.type}",
+                        help="compare it, for example with `!= 0`",
+                    )
+                    return None
+            return Typed(_fold(BinaryExpr(_LOGIC[node.operator], left.expr, right.expr, BOOLEAN, node.span)))
+        for side, written in ((left, node.left), (right, node.right)):
+            if side.type.kind is TypeKind.BOOLEAN or (
+                side.type.kind is TypeKind.OTHER and not isinstance(side.expr, AddressOfField)
+            ):
+                self.report(
+                    "O2C0220",
+                    f"`{node.operator}` needs numbers or addresses",
+                    written.span,
+                    f"this is of type {side.type}",
+                )
+                return None
+        if not self._units_agree(node, left, right):
+            return None
+        if node.operator in _COMPARISONS:
+            signed = left.type.signed or right.type.signed
+            return Typed(
+                _fold(
+                    BinaryExpr(_COMPARISONS[node.operator], left.expr, right.expr, BOOLEAN, node.span, signed)
+                )
+            )
+        return self._arithmetic(node, left, right)
+
+    def _arithmetic(self, node: nodes.Binary, left: Typed, right: Typed) -> Typed | None:
+        operation = _ARITHMETIC[node.operator]
+        if operation in (BinaryOperation.DIVIDE, BinaryOperation.MODULO) and is_constant(right.expr, 0):
+            self.report("O2C0224", "division by zero", node.span)
+            return None
+        unit = left.unit if left.unit is not Unit.PLAIN else right.unit
+        if operation is BinaryOperation.DIVIDE and left.unit is right.unit:
+            unit = Unit.PLAIN
+        pointers = [side.type for side in (left, right) if side.type.kind is TypeKind.POINTER]
+        result = (
+            POINTER
+            if len(pointers) == 1
+            else ValueType(TypeKind.INTEGER, signed=left.type.signed or right.type.signed)
+        )
+        folded = _fold(BinaryExpr(operation, left.expr, right.expr, result, node.span))
+        if isinstance(folded, Const) and not -(WORD_LIMIT // 2) <= folded.value < WORD_LIMIT:
+            self.report("O2C0224", "the value does not fit into 64 bits", node.span)
+            return None
+        return Typed(folded, unit)
+
+    def _units_agree(self, node: nodes.Binary, left: Typed, right: Typed) -> bool:
+        units = {left.unit, right.unit} - {Unit.PLAIN}
+        operator = node.operator
+        if operator in (nodes.BinaryOperator.SHIFT_LEFT, nodes.BinaryOperator.SHIFT_RIGHT):
+            units = {right.unit} - {Unit.PLAIN}
+            if units:
+                self.report("O2C0221", "a shift count has no unit", node.right.span)
+                return False
+            return True
+        if len(units) == 2:
+            self.report(
+                "O2C0221",
+                f"`{operator}` between a {left.unit} and a {right.unit}",
+                node.span,
+            )
+            return False
+        if operator is nodes.BinaryOperator.MULTIPLY and left.unit is right.unit is not Unit.PLAIN:
+            self.report("O2C0221", f"the product of two {left.unit}s has no meaning", node.span)
+            return False
+        return True
+
+    # --- names
+
+    def path(self, node: nodes.Path) -> Typed | None:
+        """The value that a path names; for a struct or an array by value its address."""
+        first = node.parts[0]
+        base = self._base(first)
+        if base is not None:
+            return self._follow(base, node.parts[1:], node, len(node.parts[0].text))
+        if first.text == "result":
+            self.report("O2C0225", "there is no `result` here", first.span)
+            return None
+        if self.scope.implicit is not None and self.context.table.find_field(self.scope.implicit, first.text):
+            struct = self.context.table.struct_by_name[self.scope.implicit]
+            argument = ArgumentValue(0, "", pointer_to(struct.name, struct.size), first.span)
+            return self._follow(argument, node.parts, node, 0)
+        return self._constant_path(node)
+
+    def _base(self, name: nodes.Name) -> Expr | None:
+        found = self.scope.parameters.get(name.text)
+        if found is not None:
+            return ArgumentValue(found[0], name.text, found[1], name.span)
+        if name.text == "result" and self.scope.result is not None:
+            return ResultValue(self.scope.result, name.span)
+        return None
+
+    def _constant_path(self, node: nodes.Path) -> Typed | None:
+        program = self.context.program
+        found = program.find(self.scope.module, nodes.Const, node)
+        if len(found) == 1 and isinstance(found[0].node, nodes.Const):
+            return self._constant_definition(found[0].node, found[0].module, node)
+        if len(found) > 1:
+            self.report(
+                "O2C0203",
+                f"`{node.text}` is ambiguous",
+                node.span,
+                help=f"write `{found[0].module.name}.{node.text}`",
+            )
+            return None
+        if len(node.parts) == 1:
+            for enum in self.context.table.enums:
+                for name, value in enum.values:
+                    if name == node.text:
+                        return Typed(
+                            constant(value, node.span, ValueType(TypeKind.INTEGER, signed=value < 0))
+                        )
+        known = [*self.scope.parameters, *program.visible(self.scope.module, nodes.Const)]
+        if self.scope.implicit is not None:
+            known.extend(self.context.table.field_names(self.scope.implicit))
+        if self.scope.implicit is not None and not self.context.has_target:
+            return None
+        first = node.parts[0]
+        self.report(
+            "O2C0202", f"unknown name `{first.text}`", first.span, help=did_you_mean(first.text, known)
+        )
+        return None
+
+    def _constant_definition(
+        self, definition: nodes.Const, module: ParsedModule, use: nodes.Path
+    ) -> Typed | None:
+        context = self.context
+        if id(definition) in context.resolving:
+            self.report("O2C0207", f"constant `{definition.name.text}` needs itself", definition.span)
+            return None
+        context.resolving.append(id(definition))
+        try:
+            typed = Checker(context, Scope(module)).expression(definition.value)
+        finally:
+            context.resolving.pop()
+        if typed is None:
+            return None
+        if not isinstance(typed.expr, Const):
+            self.report("O2C0223", f"`{definition.name.text}` is not a constant", definition.value.span)
+            return None
+        return Typed(constant(typed.expr.value, use.span, typed.type), typed.unit)
+
+    def _follow(
+        self, base: Expr, parts: tuple[nodes.Name, ...], node: nodes.Path, start: int
+    ) -> Typed | None:
+        """Go from ``base`` along the fields ``parts``."""
+        current = base
+        text = node.parts[0].text if start else ""
+        pending = 0  # offset of the embedded struct that we are in, from `current`
+        struct = base.type.struct if base.type.kind is TypeKind.POINTER else None
+        for position, part in enumerate(parts):
+            span = node.parts[0].span.to(part.span)
+            if struct is None:
+                if not self.context.has_target:
+                    return None
+                self._no_fields(text, current, part)
+                return None
+            owner = struct
+            place = self.context.field(owner, part.text, part.span)
+            if place is None:
+                return None
+            text = f"{text}.{part.text}" if text else part.text
+            kind = value_type(place.type)
+            if place.bitfield_size:
+                self.report(
+                    "O2C0212",
+                    f"`{text}` is a bit field",
+                    part.span,
+                    help="bit fields cannot be read in a policy; use a predicate or another field",
+                )
+                return None
+            offset = pending + place.offset
+            last = position == len(parts) - 1
+            if place.type.kind in ("struct", "union", "array"):
+                struct, pending = place.type.name if place.type.kind != "array" else None, offset
+                if last:
+                    return Typed(AddressOfField(current, offset, place.size, kind, text, span))
+                continue
+            current = LoadField(current, offset, place.size, kind.signed, kind, text, span)
+            struct, pending = kind.struct, 0
+        return Typed(current)
+
+    def _no_fields(self, text: str, base: Expr, part: nodes.Name) -> None:
+        self.report(
+            "O2C0218",
+            f"`{text}` has no fields",
+            part.span,
+            f"`{text}` is of type {base.type}",
+            help=f"give it a type: `{text}: struct T`"
+            if isinstance(base, ArgumentValue | ResultValue)
+            else None,
+        )
+
+    # --- predicates
+
+    def _predicate(self, node: nodes.FunctionCall) -> Typed | None:
+        name = node.function.text
+        try:
+            kind = PredicateKind(name)
+        except ValueError:
+            self.report(
+                "O2C0222",
+                f"unknown predicate `{name}`",
+                node.function.span,
+                help=did_you_mean(name, [kind.value for kind in PredicateKind]),
+            )
+            return None
+        arguments = node.arguments
+        capability: str | None = None
+        if kind is PredicateKind.HELD and len(arguments) == 2 and isinstance(arguments[1], nodes.Path):
+            capability = self._capability_name(arguments[1])
+            if capability is None:
+                return None
+            arguments = arguments[:1]
+        if len(arguments) != _ARITY[kind]:
+            self.report(
+                "O2C0222",
+                f"`{name}` takes {_ARITY[kind]} operand{'s' if _ARITY[kind] > 1 else ''}, not {len(arguments)}",
+                node.span,
+            )
+            return None
+        operands: list[Expr] = []
+        for index, argument in enumerate(arguments):
+            operand = self.length(argument) if index == 1 else self._address(argument)
+            if operand is None:
+                return None
+            operands.append(operand)
+        return self._make_predicate(kind, tuple(operands), capability, node.span)
+
+    def _make_predicate(
+        self, kind: PredicateKind, operands: tuple[Expr, ...], capability: str | None, span: Span
+    ) -> Typed | None:
+        from o2cc.policy.capabilities import capabilities_for
+
+        struct = operands[0].type.struct
+        type_id: int | None = None
+        if kind is PredicateKind.GRANTED:
+            if struct is None:
+                if self.context.has_target:
+                    self.report(
+                        "O2C0220",
+                        "`granted` needs a pointer to a struct",
+                        span,
+                        f"this is a {operands[0].type}",
+                    )
+                return None
+            type_id = self.context.types.number(struct)
+        result = WORD if kind is PredicateKind.SIZE else BOOLEAN
+        unit = Unit.SIZE if kind is PredicateKind.SIZE else Unit.PLAIN
+        if kind is PredicateKind.HELD and capability is None and struct is not None:
+            fitting = capabilities_for(self.context, self.scope.module, struct)
+            if len(fitting) == 1:
+                capability = fitting[0].name
+        if kind is PredicateKind.HELD and struct is not None:
+            type_id = self.context.types.number(struct)
+        return Typed(Predicate(kind, operands, result, span, type_id, capability), unit)
+
+    def _capability_name(self, path: nodes.Path) -> str | None:
+        from o2cc.policy.capabilities import capability_named
+
+        found = capability_named(self.context, self.scope.module, nodes.QualifiedName(path.span, path.parts))
+        return found.name if found is not None else None
+
+    def _address(self, node: nodes.Expression) -> Expr | None:
+        typed = self.expression(node)
+        if typed is None:
+            return None
+        if typed.type.kind is TypeKind.BOOLEAN or typed.unit is Unit.TIME:
+            self.report("O2C0220", "an address is needed here", node.span, f"this is of type {typed.type}")
+            return None
+        return typed.expr
+
+
+_BASE_SIZES: Mapping[str, int] = {
+    "u8": 1,
+    "s8": 1,
+    "char": 1,
+    "bool": 1,
+    "u16": 2,
+    "s16": 2,
+    "short": 2,
+    "u32": 4,
+    "s32": 4,
+    "int": 4,
+    "u64": 8,
+    "s64": 8,
+    "long": 8,
+    "size_t": 8,
+    "loff_t": 8,
+    "pointer": 8,
+}
+
+
+def base_type(name: str) -> ValueType | None:
+    """The type that a base type's name stands for in a parameter list; None if there is none such."""
+    if name == "pointer":
+        return POINTER
+    if name == "function":
+        return ValueType(TypeKind.FUNCTION_POINTER)
+    size = _BASE_SIZES.get(name)
+    signed = name in ("s8", "s16", "s32", "s64", "int", "long", "short", "char", "loff_t")
+    return None if size is None else ValueType(TypeKind.INTEGER, size=size, signed=signed)
+
+
+def base_type_names() -> tuple[str, ...]:
+    """All names that ``base_type`` knows."""
+    return ("pointer", "function", *_BASE_SIZES)
+
+
+def _fold(expr: BinaryExpr | UnaryExpr) -> Expr:
+    if isinstance(expr, UnaryExpr):
+        if not isinstance(expr.operand, Const):
+            return expr
+        value = expr.operand.value
+        match expr.operation:
+            case UnaryOperation.NOT:
+                value = int(not value)
+            case UnaryOperation.NEGATE:
+                value = -value
+            case UnaryOperation.COMPLEMENT:
+                value = ~value & (WORD_LIMIT - 1)
+        return Const(value, expr.type, expr.span)
+    if not isinstance(expr.left, Const) or not isinstance(expr.right, Const):
+        return expr
+    folded = _calculate(expr.operation, expr.left.value, expr.right.value)
+    return expr if folded is None else Const(folded, expr.type, expr.span)
+
+
+def _calculate(operation: BinaryOperation, left: int, right: int) -> int | None:
+    match operation:
+        case BinaryOperation.ADD:
+            return left + right
+        case BinaryOperation.SUBTRACT:
+            return left - right
+        case BinaryOperation.MULTIPLY:
+            return left * right
+        case BinaryOperation.DIVIDE:
+            return left // right if right else None
+        case BinaryOperation.MODULO:
+            return left % right if right else None
+        case BinaryOperation.BIT_AND:
+            return left & right
+        case BinaryOperation.BIT_OR:
+            return left | right
+        case BinaryOperation.BIT_XOR:
+            return left ^ right
+        case BinaryOperation.SHIFT_LEFT:
+            return left << right if 0 <= right < 64 else None
+        case BinaryOperation.SHIFT_RIGHT:
+            return left >> right if 0 <= right < 64 else None
+        case BinaryOperation.EQUAL:
+            return int(left == right)
+        case BinaryOperation.NOT_EQUAL:
+            return int(left != right)
+        case BinaryOperation.LESS:
+            return int(left < right)
+        case BinaryOperation.LESS_EQUAL:
+            return int(left <= right)
+        case BinaryOperation.GREATER:
+            return int(left > right)
+        case BinaryOperation.GREATER_EQUAL:
+            return int(left >= right)
+        case BinaryOperation.AND:
+            return int(bool(left) and bool(right))
+        case BinaryOperation.OR:
+            return int(bool(left) or bool(right))

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put an expression in the place of argument 0 of another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from o2cc.policy.model import (
+    AddressOfField,
+    ArgumentValue,
+    BinaryExpr,
+    Const,
+    Expr,
+    GlobalAddress,
+    LoadField,
+    Predicate,
+    ResultValue,
+    UnaryExpr,
+)
+
+
+def substitute_argument(expr: Expr, value: Expr) -> Expr:
+    """``expr`` with ``value`` for every ``ArgumentValue(0)``; spans stay those of ``expr``."""
+    match expr:
+        case ArgumentValue(index=0):
+            return value
+        case Const() | ArgumentValue() | ResultValue() | GlobalAddress():
+            return expr
+        case LoadField() | AddressOfField():
+            return replace(expr, base=substitute_argument(expr.base, value))
+        case BinaryExpr():
+            return replace(
+                expr,
+                left=substitute_argument(expr.left, value),
+                right=substitute_argument(expr.right, value),
+            )
+        case UnaryExpr():
+            return replace(expr, operand=substitute_argument(expr.operand, value))
+        case Predicate():
+            return replace(
+                expr, operands=tuple(substitute_argument(operand, value) for operand in expr.operands)
+            )
+
+
+def mentions_result(expr: Expr) -> bool:
+    """Whether an expression reads the result of the call."""
+    match expr:
+        case ResultValue():
+            return True
+        case LoadField() | AddressOfField():
+            return mentions_result(expr.base)
+        case BinaryExpr():
+            return mentions_result(expr.left) or mentions_result(expr.right)
+        case UnaryExpr():
+            return mentions_result(expr.operand)
+        case Predicate():
+            return any(mentions_result(operand) for operand in expr.operands)
+        case Const() | ArgumentValue() | GlobalAddress():
+            return False
+
+
+def mentioned_arguments(expr: Expr) -> frozenset[int]:
+    """Indices of the arguments that an expression reads."""
+    match expr:
+        case ArgumentValue():
+            return frozenset({expr.index})
+        case LoadField() | AddressOfField():
+            return mentioned_arguments(expr.base)
+        case BinaryExpr():
+            return mentioned_arguments(expr.left) | mentioned_arguments(expr.right)
+        case UnaryExpr():
+            return mentioned_arguments(expr.operand)
+        case Predicate():
+            return frozenset().union(*(mentioned_arguments(operand) for operand in expr.operands))
+        case Const() | ResultValue() | GlobalAddress():
+            return frozenset()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the checker asks of a description: own functions, direct callees, functions whose address is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from o2cc.kernel.description import Argument, Description, Function, Prototype, Site, StaticAddress
+
+_CALL_KINDS = ("call", "tail_call")
+
+
+def is_plumbing(name: str) -> bool:
+    """Whether a callee belongs to the machine code, not to the program: thunks, the ftrace entry."""
+    return name.startswith(("__x86_", "__fentry__", "__pfx_")) or name in ("mcount", "ftrace_stub")
+
+
+@dataclass(frozen=True)
+class TargetCode:
+    """A view of a description (None: of nothing)."""
+
+    description: Description | None
+
+    @cached_property
+    def functions(self) -> Mapping[str, Function]:
+        """Functions of the target that can be named in a policy, `.cold` parts left out."""
+        if self.description is None:
+            return {}
+        return {
+            name: function
+            for name, function in self.description.function_by_name.items()
+            if function.parent is None
+        }
+
+    @cached_property
+    def callees(self) -> Mapping[str, tuple[str, ...]]:
+        """Direct callees outside the target with their callers (sorted); tail calls count."""
+        found: dict[str, set[str]] = {}
+        if self.description is None:
+            return {}
+        own = self.description.function_by_name
+        for function in self.description.functions:
+            for site in function.sites:
+                if site.kind not in _CALL_KINDS or site.target is None:
+                    continue
+                if site.target in own or is_plumbing(site.target):
+                    continue
+                found.setdefault(site.target, set()).add(function.parent or function.name)
+        return {name: tuple(sorted(callers)) for name, callers in sorted(found.items())}
+
+    @cached_property
+    def address_taken(self) -> tuple[str, ...]:
+        """Own functions whose address is taken, sorted."""
+        return tuple(sorted(name for name, function in self.functions.items() if function.address_taken))
+
+    @cached_property
+    def slots(self) -> Mapping[str, tuple[tuple[str, str, str], ...]]:
+        """Where own functions stand in tables, by struct: (member path, table symbol, function)."""
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        if self.description is not None:
+            for table in self.description.ops_tables:
+                if table.type is None:
+                    continue
+                for member, function in table.slots:
+                    if function in self.functions:
+                        found.setdefault(table.type, []).append((member, table.symbol, function))
+        return {struct: tuple(slots) for struct, slots in found.items()}
+
+    def prototype(self, function: str) -> Prototype | None:
+        """The prototype of an own or a kernel function, where type information has one."""
+        own = self.functions.get(function)
+        if own is not None and own.prototype is not None:
+            return own.prototype
+        if self.description is None:
+            return None
+        return self.description.types.prototype_by_name.get(function)
+
+    def calls_of(self, callee: str) -> Iterator[tuple[Function, Site]]:
+        """All direct calls of a function outside."""
+        if self.description is None:
+            return
+        for function in self.description.functions:
+            for site in function.sites:
+                if site.kind in _CALL_KINDS and site.target == callee:
+                    yield function, site
+
+    def function_at(self, address: StaticAddress) -> str | None:
+        """The own function that begins at a static address."""
+        if self.description is None:
+            return None
+        if address.section is not None:
+            return self._starts.get((address.section, address.offset))
+        return address.symbol if address.symbol in self.functions and address.offset == 0 else None
+
+    @cached_property
+    def _starts(self) -> Mapping[tuple[str, int], str]:
+        return {(function.section, function.offset): name for name, function in self.functions.items()}
+
+    def function_argument(self, site: Site, index: int) -> str | None:
+        """The own function whose address a call passes as argument ``index``, where that is plain to see."""
+        if index >= len(site.arguments):
+            return None
+        argument: Argument | None = site.arguments[index]
+        if argument is None or argument.source.kind != "static" or argument.source.address is None:
+            return None
+        address = argument.source.address
+        return self.function_at(
+            StaticAddress(address.section, address.symbol, address.offset + argument.offset)
+        )
