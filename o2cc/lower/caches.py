@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dedicated slab caches of the kernel and the struct that each one's objects begin with.
+
+A check believes a cache's name only while nothing is merged into the cache (its reference count is 1).  Names
+are those given to kmem_cache_create or, for sockets, ``proto.name`` (net/core/sock.c proto_register, 6.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+CACHE_STRUCTS: Mapping[str, str] = {
+    "SCTP": "sctp_sock",  # net/sctp/socket.c sctp_prot
+    "SCTPv6": "sctp6_sock",  # net/sctp/socket.c sctpv6_prot
+    "TCP": "tcp_sock",  # net/ipv4/tcp_ipv4.c
+    "TCPv6": "tcp6_sock",
+    "UDP": "udp_sock",
+    "UDPv6": "udp6_sock",
+    "RAW": "raw_sock",
+    "RAWv6": "raw6_sock",
+    "PING": "inet_sock",
+    "UNIX": "unix_sock",
+    "sock_inode_cache": "socket_alloc",  # net/socket.c
+    "skbuff_head_cache": "sk_buff",  # net/core/skbuff.c, 6.1
+    "skbuff_cache": "sk_buff",  # renamed before 6.12
+    "net_namespace": "net",  # net/core/net_namespace.c
+    "filp": "file",  # fs/file_table.c
+    "dentry": "dentry",  # fs/dcache.c
+    "task_struct": "task_struct",  # kernel/fork.c
+}
+
+INSTANCES: Mapping[str, tuple[str, ...]] = {
+    "net": ("init_net",),  # net/core/net_namespace.c
+    "task_struct": ("init_task",),  # init/init_task.c
+}
+
+
+def name_words(name: str) -> tuple[tuple[int, int], ...]:
+    """Three (mask, value) pairs that compare the first 24 bytes of a C string with ``name``, its end included."""
+    data = name.encode()[:24]
+    data = data + b"\0" if len(data) < 24 else data
+    masks = b"\xff" * len(data)
+    words: list[tuple[int, int]] = []
+    for at in range(0, 24, 8):
+        words.append(
+            (
+                int.from_bytes(masks[at : at + 8].ljust(8, b"\0"), "little"),
+                int.from_bytes(data[at : at + 8].ljust(8, b"\0"), "little"),
+            )
+        )
+    return tuple(words)

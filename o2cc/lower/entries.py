@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks at the functions that the kernel calls, and of calls and jumps through pointers."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.builder import Builder
+from o2cc.kernel.description import Function, Operand
+from o2cc.lower.context import ENTRY_REFUSED, Lowering
+from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
+from o2cc.lower.gates import (
+    FLAG_HELD,
+    emit_gain,
+    emit_if,
+    emit_loss,
+    emit_requirements,
+    expressions_at_call,
+)
+from o2cc.policy import model
+from o2cc.policy.model import ViolationKind
+
+
+def lower_entry(lowering: Lowering, function: Function) -> None:
+    """The sites at the first instruction and at the return of an entry, where the policy gives it something."""
+    entry = lowering.policy.entry(function.name)
+    if entry is None:
+        return
+    marks = _typed_parameters(lowering, entry)
+    if entry.effects or entry.requires or marks:
+        lowering.add_site(
+            function,
+            0,
+            ir.SiteKind.ENTRY,
+            lowering.check(
+                f"entry_{function.name}", lambda: _entry_check(lowering, entry, marks), entry.span
+            ),
+            action=entry.action,
+            span=entry.span,
+        )
+    if any(isinstance(effect, model.Lends) for effect in entry.effects):
+        lowering.add_site(
+            function,
+            0,
+            ir.SiteKind.RETURN,
+            lowering.check(f"return_{function.name}", lambda: _return_check(lowering, entry), entry.span),
+            action=entry.action,
+            span=entry.span,
+        )
+
+
+def _typed_parameters(lowering: Lowering, entry: model.Entry) -> tuple[tuple[int, int], ...]:
+    """(argument, types) of the parameters whose struct the policy has rules for."""
+    found = []
+    for index, parameter in enumerate(entry.parameters[: len(ARGUMENT_REGISTERS)]):
+        if parameter.type.kind is model.TypeKind.POINTER and (
+            mask := lowering.types.mask(parameter.type.struct)
+        ):
+            found.append((index, mask))
+    return tuple(found)
+
+
+def _entry_check(
+    lowering: Lowering, entry: model.Entry, marks: tuple[tuple[int, int], ...]
+) -> tuple[ir.Block, ...]:
+    code = Builder(entry.span)
+    expressions = expressions_at_call(lowering, code)
+    emit_requirements(expressions, entry.requires, entry.action, ENTRY_REFUSED)
+    for index, mask in marks:
+        code.call("mark", expressions.place.argument(index), mask)
+        _emit_behind(lowering, expressions, entry, index)
+    lent = False
+    for effect in entry.effects:
+        code.span = effect.span
+        if isinstance(effect, model.Gives | model.Lends):
+            lent = lent or isinstance(effect, model.Lends)
+            emit_if(
+                expressions,
+                effect.condition,
+                lambda effect=effect: emit_gain(expressions, effect),
+            )
+    if lent:
+        place = expressions.place
+        code.update("pending", [place.sp], [place.site, *(place.argument(i) for i in range(6))])
+    code.decide(ir.Verdict.ALLOW)
+    return code.finish()
+
+
+def _emit_behind(lowering: Lowering, expressions: Expressions, entry: model.Entry, index: int) -> None:
+    """What grants say lies behind pointers in a struct is held once the struct comes in as an argument."""
+    code = expressions.code
+    struct = entry.parameters[index].type.struct
+    for grant in lowering.policy.grants:
+        if not isinstance(grant, model.BehindGrant) or grant.struct != struct or not grant.allows:
+            continue
+        code.span = grant.span
+        base = expressions.place.argument(index)
+        pointer = code.read(8, code.add(base, grant.offset))
+        length = expressions.at(base).value(grant.length) if grant.length is not None else ir.Constant(0)
+        code.call("gain", pointer, length, FLAG_HELD, lowering.types.mask(grant.pointee))
+
+
+def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...]:
+    code = Builder(entry.span)
+    number, sp = code.parameter("site"), code.register("rsp")
+    # A return probe sees the stack pointer after the return address is popped (kernel/trace/rethook.c, 6.1).
+    at_entry = code.binary(ir.BinaryOperator.SUB, sp, 8)
+    found = code.lookup("pending", at_entry)
+    known, lost = code.label("known"), code.label("lost")
+    code.branch(found, known, lost)
+    code.start(lost)
+    code.decide(ir.Verdict.ALLOW)
+    code.start(known)
+    arguments = {i: code.entry_load(found, "pending", f"arg{i}") for i in range(6)}
+    code.delete("pending", at_entry)
+    place = Place(lambda index: arguments[index], None, number, at_entry)
+    expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
+    for effect in entry.effects:
+        if isinstance(effect, model.Lends):
+            code.span = effect.span
+            emit_loss(expressions, effect)
+    code.decide(ir.Verdict.ALLOW)
+    return code.finish()
+
+
+def lower_indirect(lowering: Lowering, function: Function) -> None:
+    """Sites for the calls and jumps through pointers."""
+    for site in function.sites:
+        if site.kind not in ("indirect_call", "indirect_jump"):
+            continue
+        kind = ir.SiteKind.INDIRECT_CALL if site.kind == "indirect_call" else ir.SiteKind.INDIRECT_JUMP
+        probe = lowering.probed_offset(function, site, kind)
+        operand = site.operand
+        if probe is None or operand is None or operand.base is None:
+            continue
+        check = lowering.check(target_shape(operand), partial(_target_check, operand))
+        lowering.add_site(
+            function,
+            site.offset,
+            kind,
+            check,
+            action=lowering.policy.action_for(ViolationKind.ICALL, function.parent or function.name),
+            span=lowering.policy.indirect.span,
+            place=site,
+            probe_offset=probe,
+            parameters={"displacement": operand.displacement & (2**64 - 1)} if operand.is_memory else None,
+        )
+
+
+def target_shape(operand: Operand) -> str:
+    """Name of the check for an indirect call or jump; equal names mean equal code."""
+    index = f"_{operand.index}x{operand.scale}" if operand.index else ""
+    return f"target_{'at_' if operand.is_memory else ''}{operand.base}{index}"
+
+
+def _target_check(operand: Operand) -> tuple[ir.Block, ...]:
+    code = Builder()
+    target: ir.Operand = code.register(operand.base or "")
+    if operand.is_memory:
+        if operand.index is not None:
+            index = code.binary(ir.BinaryOperator.MUL, code.register(operand.index), operand.scale)
+            target = code.add(target, index)
+        target = code.read(8, code.add(target, code.parameter("displacement")))
+    code.give_back(code.call("check_target", target, code.parameter("site"), code.register("rsp")))
+    return code.finish()

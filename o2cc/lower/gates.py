@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of direct calls out of the compartment: what a gate requires before, what it changes after.
+
+What a gate does to capabilities before it runs (`takes`) happens in the check at the call; what it gives or
+allocates is recorded by a second site right behind the call, where the result is in rax.  Arguments are gone by
+then, so the first site leaves them in the map `pending` under the stack pointer, which no other activation shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.builder import Builder
+from o2cc.kernel.description import Function, Site
+from o2cc.lower.context import (
+    ACTION_CODES,
+    CALL_FORBIDDEN,
+    FOREIGN_FREED,
+    REQUIREMENT_FAILED,
+    Lowering,
+    Unchecked,
+)
+from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
+from o2cc.policy import model
+from o2cc.policy.model import ViolationKind
+
+FLAG_OWN = 1
+FLAG_HELD = 2
+FLAG_TYPED = 4
+
+AfterEffect = model.Allocates | model.Gives
+
+# Calls that the compiler inserts and the kernel patches: profiling, thunks, the stack protector.
+_MACHINERY_PREFIXES = ("__fentry__", "__x86_", "__stack_chk_fail", "__sanitizer_cov", "__asan_", "__kcsan_")
+
+
+def lower_calls(lowering: Lowering, function: Function) -> None:
+    """Sites for the direct calls and tail calls of ``function`` that leave the compartment."""
+    own = lowering.description.function_by_name
+    for site in function.sites:
+        if site.kind not in ("call", "tail_call") or site.target is None or site.target in own:
+            continue
+        if site.target.startswith(_MACHINERY_PREFIXES):
+            continue
+        _lower_call(lowering, function, site, site.target)
+
+
+def after_effects(gate: model.Gate) -> tuple[AfterEffect, ...]:
+    """What the gate changes once it has returned."""
+    return tuple(e for e in gate.effects if isinstance(e, model.Allocates | model.Gives))
+
+
+def _lower_call(lowering: Lowering, function: Function, site: Site, target: str) -> None:
+    kind = ir.SiteKind.CALL if site.kind == "call" else ir.SiteKind.TAIL_CALL
+    owner = function.parent or function.name
+    rule = lowering.policy.call(target)
+    if rule is None or not rule.allowed:
+        probe = lowering.probed_offset(function, site, kind)
+        if probe is not None:
+            action = (
+                rule.action if rule is not None else lowering.policy.action_for(ViolationKind.CALL, owner)
+            )
+            span = rule.span if rule is not None else lowering.policy.span
+            check = lowering.check("forbidden_call", _forbidden_check, span)
+            lowering.add_site(
+                function,
+                site.offset,
+                kind,
+                check,
+                action=action,
+                span=span,
+                place=site,
+                probe_offset=probe,
+                note=f"call of {target}",
+            )
+        return
+    gate = lowering.policy.gate(target)
+    if gate is None:
+        lowering.discharge(
+            function,
+            site.offset,
+            kind,
+            "granted-call",
+            f"`{target}` may be called; nothing is required",
+            rule.span,
+        )
+        return
+    after = after_effects(gate)
+    takes = any(isinstance(e, model.Takes) for e in gate.effects)
+    keeps_arguments = any(_needs_arguments(effect) for effect in after)
+    if gate.requires or takes or (keeps_arguments and kind is ir.SiteKind.CALL):
+        probe = lowering.probed_offset(function, site, kind)
+        if probe is not None:
+            saves = keeps_arguments and kind is ir.SiteKind.CALL
+            suffix = "" if kind is ir.SiteKind.CALL else "_tail"
+            check = lowering.check(
+                f"gate_{target}{suffix}", lambda: _gate_check(lowering, gate, saves), gate.span
+            )
+            lowering.add_site(
+                function,
+                site.offset,
+                kind,
+                check,
+                action=gate.action,
+                span=gate.span,
+                place=site,
+                probe_offset=probe,
+                note=f"call of {target}",
+            )
+    else:
+        lowering.discharge(
+            function,
+            site.offset,
+            kind,
+            "granted-call",
+            f"`{target}` asks for nothing of its arguments",
+            gate.span,
+        )
+    if after and kind is ir.SiteKind.CALL:
+        _lower_after(lowering, function, site, gate, after)
+
+
+def _lower_after(
+    lowering: Lowering, function: Function, site: Site, gate: model.Gate, after: tuple[AfterEffect, ...]
+) -> None:
+    behind = site.offset + site.length
+    patched = next(
+        (p for p in function.patches if p.offset < behind + 1 and behind < p.offset + p.length), None
+    )
+    if behind >= function.size or (patched is not None and patched.kind not in ("ftrace", "lock")):
+        lowering.unchecked.append(
+            Unchecked(
+                function.name,
+                behind,
+                ir.SiteKind.CALL,
+                f"the result of `{gate.function}` cannot be seen: "
+                + (
+                    "the kernel patches the instruction behind the call"
+                    if patched
+                    else "the function ends there"
+                ),
+            )
+        )
+        return
+    check = lowering.check(f"after_{gate.function}", lambda: _after_check(lowering, gate, after), gate.span)
+    lowering.add_site(
+        function,
+        behind,
+        ir.SiteKind.CALL,
+        check,
+        action=gate.action,
+        span=gate.span,
+        place=site,
+        note=f"result of {gate.function}",
+    )
+
+
+def _forbidden_check() -> tuple[ir.Block, ...]:
+    code = Builder()
+    number = code.parameter("site")
+    code.give_back(code.call("report", number, CALL_FORBIDDEN, 0, 0, code.register("rsp")))
+    return code.finish()
+
+
+def expressions_at_call(lowering: Lowering, code: Builder) -> Expressions:
+    """Expressions over the argument registers: at a call, or at the entry of a function.
+
+    Arguments from the seventh on lie on the stack, above the return address at an entry and at rsp before a call;
+    no library rule speaks of one.
+    """
+    number, sp = code.parameter("site"), code.register("rsp")
+    known: dict[int, ir.Operand] = {
+        index: code.register(ARGUMENT_REGISTERS[index]) for index in range(len(ARGUMENT_REGISTERS))
+    }
+    place = Place(lambda index: known.get(index, ir.Constant(0)), None, number, sp)
+    return Expressions(code, place, lowering.policy, lowering.description, lowering.types)
+
+
+def emit_requirements(
+    expressions: Expressions, requires: tuple[model.Requirement, ...], default: model.Action, kind: int
+) -> None:
+    """Report and return at the first requirement that does not hold; go on otherwise."""
+    code = expressions.code
+    for requirement in requires:
+        code.span = requirement.span
+        holds, fails = code.label("holds"), code.label("fails")
+        expressions.branch(requirement.condition, holds, fails)
+        code.start(fails)
+        number = FOREIGN_FREED if _speaks_of_freeing(requirement.condition) else kind
+        if requirement.action is not default:
+            number |= (ACTION_CODES[requirement.action] + 1) << 8
+        about = first_pointer(requirement.condition)
+        pointer = expressions.value(about) if about is not None else ir.Constant(0)
+        place = expressions.place
+        code.give_back(code.call("report", place.site, number, pointer, 0, place.sp))
+        code.start(holds)
+
+
+def _gate_check(lowering: Lowering, gate: model.Gate, saves: bool) -> tuple[ir.Block, ...]:
+    code = Builder(gate.span)
+    expressions = expressions_at_call(lowering, code)
+    emit_requirements(expressions, gate.requires, gate.action, REQUIREMENT_FAILED)
+    for effect in gate.effects:
+        if isinstance(effect, model.Takes):
+            code.span = effect.span
+            emit_if(
+                expressions,
+                effect.condition,
+                lambda effect=effect: emit_loss(expressions, effect),
+            )
+    if saves:
+        place = expressions.place
+        code.update("pending", [place.sp], [place.site, *(place.argument(i) for i in range(6))])
+    code.decide(ir.Verdict.ALLOW)
+    return code.finish()
+
+
+def _after_check(
+    lowering: Lowering, gate: model.Gate, after: tuple[AfterEffect, ...]
+) -> tuple[ir.Block, ...]:
+    code = Builder(gate.span)
+    number, sp, result = code.parameter("site"), code.register("rsp"), code.register("rax")
+    arguments: dict[int, ir.Operand] = {}
+    if any(_needs_arguments(effect) for effect in after):
+        entry = code.lookup("pending", sp)
+        known, lost = code.label("known"), code.label("lost")
+        code.branch(entry, known, lost)
+        code.start(lost)
+        # The probe at the call was missed: what the gate gave is not known, so nothing is granted.
+        code.decide(ir.Verdict.ALLOW)
+        code.start(known)
+        arguments = {i: code.entry_load(entry, "pending", f"arg{i}") for i in range(6)}
+        code.delete("pending", sp)
+    place = Place(lambda index: arguments.get(index, ir.Constant(0)), result, number, sp)
+    expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
+    for effect in after:
+        code.span = effect.span
+        emit_if(expressions, effect.condition, lambda effect=effect: _emit_effect(expressions, effect))
+    code.decide(ir.Verdict.ALLOW)
+    return code.finish()
+
+
+def _emit_effect(expressions: Expressions, effect: AfterEffect) -> None:
+    if isinstance(effect, model.Gives):
+        emit_gain(expressions, effect)
+        return
+    pointer = expressions.value(effect.pointer)
+    length = expressions.value(effect.length) if effect.length is not None else ir.Constant(0)
+    mask = expressions.types.mask(effect.struct)
+    flags = FLAG_OWN | (FLAG_TYPED if mask else 0)
+    expressions.code.call("gain", pointer, length, flags, mask)
+
+
+def emit_if(expressions: Expressions, condition: model.Expr | None, emit: object) -> None:
+    """Run ``emit`` under a condition (None: always)."""
+    assert callable(emit)
+    if condition is None:
+        emit()
+        return
+    code = expressions.code
+    yes, no = code.label("when"), code.label("done")
+    expressions.branch(condition, yes, no)
+    code.start(yes)
+    emit()
+    code.jump(no)
+    code.start(no)
+
+
+def emit_gain(expressions: Expressions, effect: model.Gives | model.Lends) -> None:
+    """The compartment gains a capability: the object, and each range that it covers."""
+    code = expressions.code
+    address = expressions.value(effect.pointer)
+    if effect.capability is None:
+        length = expressions.value(effect.length) if effect.length is not None else ir.Constant(0)
+        code.call("gain", address, length, FLAG_HELD, 0)
+        return
+    capability = expressions.policy.capability(effect.capability)
+    if capability is None:
+        return
+    mask = expressions.types.mask(capability.struct)
+    flags = FLAG_TYPED | (FLAG_HELD if capability.ranges else 0)
+    code.call("gain", address, _struct_size(expressions, capability.struct), flags, mask)
+    inner = expressions.at(address)
+    for part in capability.ranges:
+        if _is_object(part.start):
+            continue
+        start = inner.value(part.start)
+        length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
+        code.call("gain", start, length, FLAG_HELD, 0)
+
+
+def emit_loss(expressions: Expressions, effect: model.Takes | model.Lends) -> None:
+    """The compartment gives a capability back; what it allocated itself stays its own."""
+    code = expressions.code
+    address = expressions.value(effect.pointer)
+    capability = expressions.policy.capability(effect.capability) if effect.capability is not None else None
+    inner = expressions.at(address)
+    for part in capability.ranges if capability is not None else ():
+        if not _is_object(part.start):
+            code.call("lose", inner.value(part.start))
+    code.call("lose", address)
+
+
+def _struct_size(expressions: Expressions, struct: str) -> int:
+    layout = expressions.description.types.struct_by_name.get(struct)
+    return layout.size if layout is not None else 0
+
+
+def _is_object(expression: model.Expr) -> bool:
+    return isinstance(expression, model.ArgumentValue)
+
+
+def _operands(expression: model.Expr) -> tuple[model.Expr, ...]:
+    match expression:
+        case model.BinaryExpr():
+            return (expression.left, expression.right)
+        case model.UnaryExpr():
+            return (expression.operand,)
+        case model.Predicate():
+            return expression.operands
+        case model.LoadField() | model.AddressOfField():
+            return (expression.base,)
+        case _:
+            return ()
+
+
+def _walk(expression: model.Expr) -> Iterator[model.Expr]:
+    yield expression
+    for operand in _operands(expression):
+        yield from _walk(operand)
+
+
+def first_pointer(expression: model.Expr) -> model.Expr | None:
+    """What a requirement is about, for the event: the pointer of its first predicate, else its first argument."""
+    for part in _walk(expression):
+        if isinstance(part, model.Predicate):
+            return part.operands[0]
+    return next((part for part in _walk(expression) if isinstance(part, model.ArgumentValue)), None)
+
+
+def _speaks_of_freeing(expression: model.Expr) -> bool:
+    return any(
+        isinstance(part, model.Predicate) and part.kind is model.PredicateKind.FREEABLE
+        for part in _walk(expression)
+    )
+
+
+def _needs_arguments(effect: AfterEffect) -> bool:
+    parts: list[model.Expr] = [effect.pointer]
+    if isinstance(effect, model.Allocates) and effect.length is not None:
+        parts.append(effect.length)
+    if effect.condition is not None:
+        parts.append(effect.condition)
+    return any(isinstance(inner, model.ArgumentValue) for part in parts for inner in _walk(part))

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared functions that depend on the policy and on the kernel, beside those of the library's text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.builder import Builder
+from o2cc.lower.caches import INSTANCES
+from o2cc.lower.constants import preempt_count_place, slab_test
+from o2cc.lower.context import Lowering
+from o2cc.lower.expressions import Expressions, Place
+from o2cc.lower.places import emit_layout, symbol_address
+from o2cc.lower.rules import Instance, emit_instances
+from o2cc.policy import model
+
+
+def is_slab(lowering: Lowering) -> ir.Function:
+    """``is_slab(head)``: 1 when a head page belongs to the slab allocator."""
+    offset, size, mask, value = slab_test(lowering.description.kernel, lowering.description.release)
+    code = Builder()
+    word = code.read(size, code.add(ir.Value("head"), offset))
+    bits = code.binary(ir.BinaryOperator.AND, word, mask)
+    code.give_back(code.binary(ir.BinaryOperator.EQ, bits, value))
+    return ir.Function("is_slab", ("head",), code.finish())
+
+
+def preempt_count(lowering: Lowering) -> ir.Function:
+    """``preempt_count(unused)``: that of this processor; bits 8 to 15 count soft interrupts, 16 to 19 hard ones
+    (include/linux/preempt.h, 6.1).  The probe itself may have raised the hard interrupt bits."""
+    symbol, offset = preempt_count_place(lowering.description.kernel)
+    code = Builder()
+    cpu = code.helper(ir.HelperKind.CPU)
+    slot = code.add(code.symbol("__per_cpu_offset"), code.binary(ir.BinaryOperator.SHL, cpu, 3))
+    area = code.read(8, slot)
+    code.give_back(code.read(4, code.add(code.add(area, code.symbol(symbol)), offset)))
+    return ir.Function("preempt_count", ("unused",), code.finish())
+
+
+def resolve_symbols(
+    lowering: Lowering, named: Sequence[Instance], targets: Sequence[str]
+) -> tuple[ir.Function, tuple[str, ...]]:
+    """``resolve_symbols(unused)``: fills `layout`, `instances` and `kernel_targets`; and the symbols that nothing
+    can locate at run time."""
+    code = Builder()
+    emit_layout(code, lowering.description)
+    lost = emit_instances(code, lowering.description, named)
+    for row, name in enumerate(targets):
+        code.store("kernel_targets", row, "address", code.symbol(name))
+    code.give_back(1)
+    return ir.Function("resolve_symbols", ("unused",), code.finish()), lost
+
+
+def in_behind(lowering: Lowering) -> ir.Function:
+    """``in_behind(address, size, scopes)``: memory that a pointer in a named kernel object leads to.
+
+    The areas of per-namespace variables and grants `behind` a struct are followed for the objects that have names
+    (``init_net``); for other objects they come with the entry that is given the object.
+    """
+    code = Builder()
+    address, size, scopes = (ir.Value(name) for name in ("address", "size", "scopes"))
+    last = code.add(address, size)
+    place = Place(lambda index: ir.Constant(0), None, ir.Constant(0), ir.Constant(0))
+    expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
+    for index, grant in enumerate(lowering.policy.grants):
+        if not isinstance(grant, model.BehindGrant | model.PernetGrant) or not grant.allows:
+            continue
+        code.span = grant.span
+        struct = grant.struct if isinstance(grant, model.BehindGrant) else "net"
+        for name in INSTANCES.get(struct, ()):
+            base = code.symbol(name)
+            area = _area(lowering, expressions, grant, base)
+            if area is None:
+                continue
+            start, length = area
+            classes = sum(
+                1 << n
+                for n, members in enumerate(lowering.scopes.classes)
+                if grant.scope is None or index in members
+            )
+            applies = code.binary(ir.BinaryOperator.AND, scopes, classes)
+            applies = code.binary(ir.BinaryOperator.NE, applies, 0)
+            present = code.binary(ir.BinaryOperator.NE, start, 0)
+            low = code.binary(ir.BinaryOperator.UGE, address, start)
+            high = code.binary(ir.BinaryOperator.ULE, last, code.add(start, length))
+            inside = code.binary(ir.BinaryOperator.AND, low, high)
+            known = code.binary(ir.BinaryOperator.AND, applies, present)
+            yes, following = code.label("yes"), code.label("next")
+            code.branch(code.binary(ir.BinaryOperator.AND, inside, known), yes, following)
+            code.start(yes)
+            code.give_back(1)
+            code.start(following)
+    code.give_back(0)
+    return ir.Function("in_behind", ("address", "size", "scopes"), code.finish())
+
+
+def _area(
+    lowering: Lowering,
+    expressions: Expressions,
+    grant: model.BehindGrant | model.PernetGrant,
+    base: ir.Operand,
+) -> tuple[ir.Operand, ir.Operand] | None:
+    code = expressions.code
+    if isinstance(grant, model.BehindGrant):
+        start = code.read(8, code.add(base, grant.offset))
+        if grant.length is None:
+            return start, code.call("size_of_object", start)
+        return start, expressions.at(base).value(grant.length)
+    # include/net/netns/generic.h net_generic, 6.1: net->gen->ptr[id]
+    fields = lowering.description.types
+    generic = fields.find_field("net", "gen")
+    array = fields.find_field("net_generic", "ptr")
+    variable = symbol_address(code, lowering.description, grant.variable)
+    if generic is None or array is None or variable is None:
+        return None
+    number = code.read(4, variable)
+    table = code.read(8, code.add(base, generic.offset))
+    slot = code.add(table, code.binary(ir.BinaryOperator.SHL, number, 3))
+    start = code.read(8, code.add(slot, array.offset))
+    return start, grant.size if grant.size is not None else code.call("size_of_object", start)  # type: ignore[return-value]

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checked policy and description to IR: every instruction that needs a decision becomes a site with a check.
+
+`lower` is pure.  It makes a site for everything that it cannot prove by looking at the instruction alone; the
+passes then discharge what the code around it proves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from o2cc.diagnostics import Diagnostic, SourceFile, warning
+from o2cc.ir import nodes as ir
+from o2cc.ir.parser import parse_library
+from o2cc.kernel.description import Description
+from o2cc.lower import generated
+from o2cc.lower.constants import kernel_constants, merged
+from o2cc.lower.context import Lowering, Unchecked
+from o2cc.lower.entries import lower_entry, lower_indirect
+from o2cc.lower.gates import lower_calls
+from o2cc.lower.places import layout_table, return_table, target_table
+from o2cc.lower.rules import (
+    cache_table,
+    classify_functions,
+    grant_table,
+    instance_table,
+    instances,
+    number_types,
+)
+from o2cc.lower.stores import lower_stores
+from o2cc.policy.model import CheckedPolicy, PernetGrant
+
+LIBRARY = ("state", "address", "store", "report", "capability", "hooks")
+
+PHASE_TRANSITION = 1
+PHASE_FINAL = 2
+
+_SITE_COLUMNS = (("height", 2), ("saved", 2), ("scopes", 8), ("action", 1))
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A module, what cannot be checked at all, and what the engineer should know."""
+
+    module: ir.Module
+    unchecked: tuple[Unchecked, ...]
+    warnings: tuple[Diagnostic, ...]
+
+
+def lower(policy: CheckedPolicy, description: Description, library: dict[str, SourceFile]) -> Lowered:
+    """The module of a policy for one target.  ``library`` has the library's texts by stem.
+
+    Raises DiagnosticError (O2C0510: the description lacks a fact; O2C0511: a limit is exceeded).
+    """
+    types = number_types(policy, description)
+    scopes = classify_functions(policy)
+    lowering = Lowering(policy, description, types, scopes)
+    for function in description.functions:
+        if function.initial:
+            continue
+        lower_entry(lowering, function)
+        lower_stores(lowering, function)
+        lower_indirect(lowering, function)
+        lower_calls(lowering, function)
+    return _assemble(lowering, library)
+
+
+def _indirect_targets(lowering: Lowering) -> tuple[str, ...]:
+    """Kernel functions that may be called through a pointer, by name."""
+    own = lowering.description.function_by_name
+    return tuple(sorted(name for name in lowering.policy.indirect.functions if name not in own))
+
+
+def _own_targets(lowering: Lowering) -> tuple[str, ...]:
+    """Own functions that may be called through a pointer."""
+    policy = lowering.policy
+    named = set(policy.indirect.functions) | {entry.function for entry in policy.entries}
+    if policy.indirect.own:
+        named |= {f.name for f in lowering.description.functions if f.address_taken or f.exported}
+    return tuple(sorted(named))
+
+
+def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
+    policy, description = lowering.policy, lowering.description
+    named = instances(policy, description, lowering.types, lowering.scopes)
+    kernel_targets = _indirect_targets(lowering)
+    returns, return_probes = return_table(description)
+    targets, target_probes = target_table(description, _own_targets(lowering))
+    grants = grant_table(policy, lowering.types, lowering.scopes)
+    caches = cache_table(lowering.types)
+    resolve, lost = generated.resolve_symbols(lowering, named, kernel_targets)
+    constants = merged(
+        kernel_constants(description.kernel, description.release),
+        {
+            "const(INITIAL_PHASE)": PHASE_TRANSITION if policy.transition is not None else PHASE_FINAL,
+            "const(SITES)": max(1, len(lowering.sites)),
+            "const(SECTIONS)": len(description.sections),
+            "const(RETURN_MASK)": returns.length - 1,
+            "const(RETURN_PROBES)": return_probes,
+            "const(TARGET_MASK)": targets.length - 1,
+            "const(TARGET_PROBES)": target_probes,
+            "const(GRANTS)": len(grants.rows),
+            "const(CACHES)": len(caches.rows),
+            "const(INSTANCES)": len(named),
+            "const(KERNEL_TARGETS)": len(kernel_targets),
+        },
+    )
+    parts = [parse_library(library[name], constants) for name in LIBRARY]
+    tables = (
+        ir.Table("sites", _SITE_COLUMNS, tuple(lowering.rows), max(1, len(lowering.rows))),
+        layout_table(description),
+        returns,
+        targets,
+        grants,
+        caches,
+        instance_table(named),
+        ir.Table("kernel_targets", (("address", 8),), (), max(1, len(kernel_targets)), writable=True),
+    )
+    functions = (
+        generated.is_slab(lowering),
+        generated.preempt_count(lowering),
+        resolve,
+        generated.in_behind(lowering),
+    )
+    module = ir.Module(
+        name=policy.name,
+        identity=(
+            ("release", description.release),
+            ("target", description.target.name),
+            ("kind", description.target.kind),
+            ("build_id", description.target.build_id),
+            ("kernel_build_id", description.kernel.build_id),
+        ),
+        maps=tuple(m for part in parts for m in part.maps),
+        tables=(*(t for part in parts for t in part.tables), *tables),
+        functions=(*functions, *(f for part in parts for f in part.functions)),
+        checks=tuple(lowering.checks.values()),
+        sites=tuple(lowering.sites),
+        hooks=tuple(h for part in parts for h in part.hooks),
+        discharged=tuple(lowering.discharged),
+    )
+    return Lowered(module, tuple(lowering.unchecked), _warnings(lowering, lost))
+
+
+def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ...]:
+    found: list[Diagnostic] = []
+    for symbol in lost:
+        grant = next((g for g in lowering.policy.grants if getattr(g, "symbol", None) == symbol), None)
+        found.append(
+            warning(
+                "O2C0520",
+                f"the address of `{symbol}` cannot be found at run time, so that the grant has no effect",
+                grant.span if grant else None,
+                help="grant a symbol whose section has a symbol that is unique in the kernel",
+            )
+        )
+    if any(isinstance(g, PernetGrant) for g in lowering.policy.grants):
+        grant = next(g for g in lowering.policy.grants if isinstance(g, PernetGrant))
+        found.append(
+            warning(
+                "O2C0522",
+                "per-namespace areas are known for the initial network namespace only",
+                grant.span,
+                help="other namespaces' areas count as untracked objects",
+            )
+        )
+    if lowering.unchecked:
+        by_reason: dict[str, int] = {}
+        for place in lowering.unchecked:
+            by_reason[place.reason] = by_reason.get(place.reason, 0) + 1
+        found.append(
+            warning(
+                "O2C0521",
+                f"{len(lowering.unchecked)} places need a decision and cannot carry a probe",
+                lowering.policy.span,
+                notes=tuple(f"{count}: {reason}" for reason, count in sorted(by_reason.items())),
+                help="`o2c explain FUNCTION+OFFSET` tells which; what they do is not checked",
+            )
+        )
+    return tuple(found)

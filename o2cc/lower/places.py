@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the compartment's code and data are: the tables that turn run-time addresses into offsets and back.
+
+*Flat* offsets count through all executable sections of the target laid end to end, from 1, so that one number
+names any place of the code and 0 names none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.builder import Builder
+from o2cc.kernel.description import Description, Function, StaticAddress
+
+UNKNOWN_HEIGHT = 0xFFFF
+KIND_DATA = 1
+KIND_TEXT = 2
+HASH_MULTIPLIER = 2654435769  # as in library/store.ir; Knuth's multiplicative hash, 2**32 / golden ratio
+
+
+def flat_starts(description: Description) -> dict[str, int]:
+    """Flat offset of the start of each executable section that stays in memory."""
+    starts: dict[str, int] = {}
+    position = 0
+    for section in description.sections:
+        if section.executable and not section.initial:
+            starts[section.name] = position
+            position += section.size
+    return starts
+
+
+def section_kind(writable: bool, executable: bool, after_init_readonly: bool) -> int:
+    """Kind of a row of the table `layout`: own data that may be written, own code, or neither."""
+    if executable:
+        return KIND_TEXT
+    return KIND_DATA if writable and not after_init_readonly else 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the stack walk needs at a place: bytes from rsp to the return address slot, bytes of saved registers
+    just below the slot."""
+
+    height: int
+    saved: int
+
+
+def frame_at(function: Function, height: int | None, functions: Mapping[str, Function]) -> Frame:
+    """The frame at a site with this stack height; a ``.cold`` part has its parent's saved registers."""
+    owner = functions.get(function.parent, function) if function.parent else function
+    known = height is not None and 0 <= height < UNKNOWN_HEIGHT
+    return Frame(height if known and height is not None else UNKNOWN_HEIGHT, owner.frame)
+
+
+def hash_table(
+    name: str, rows: Mapping[int, tuple[int, ...]], columns: tuple[tuple[str, int], ...]
+) -> tuple[ir.Table, int]:
+    """A constant open-addressing table keyed by its first column, and the longest probe sequence in it.
+
+    The text of ``return_record`` in library/store.ir is the reader: hash ``(key * HASH_MULTIPLIER) >> 16`` in
+    64 bits, linear probing, a power of two of rows, free rows are zero.
+    """
+    size = 16
+    while size < 2 * len(rows):
+        size *= 2
+    slots: list[tuple[int, ...] | None] = [None] * size
+    longest = 1
+    for key in sorted(rows):
+        place = ((key * HASH_MULTIPLIER) & (2**64 - 1)) >> 16
+        probes = 1
+        while slots[place & (size - 1)] is not None:
+            place += 1
+            probes += 1
+        slots[place & (size - 1)] = (key, *rows[key])
+        longest = max(longest, probes)
+    empty = (0,) * len(columns)
+    return ir.Table(name, columns, tuple(slot or empty for slot in slots), size), longest
+
+
+def return_table(description: Description) -> tuple[ir.Table, int]:
+    """Frames by the flat return address of every call in the compartment."""
+    starts = flat_starts(description)
+    rows: dict[int, tuple[int, ...]] = {}
+    for function in description.functions:
+        if function.section not in starts:
+            continue
+        for site in function.sites:
+            if site.kind in ("call", "indirect_call"):
+                frame = frame_at(function, site.stack_height, description.function_by_name)
+                flat = starts[function.section] + function.offset + site.offset + site.length + 1
+                rows[flat] = (frame.height, frame.saved)
+    return hash_table("returns", rows, (("flat", 4), ("height", 2), ("saved", 2)))
+
+
+def target_table(description: Description, names: Iterable[str]) -> tuple[ir.Table, int]:
+    """Flat start of each of the compartment's functions in ``names``."""
+    starts = flat_starts(description)
+    rows: dict[int, tuple[int, ...]] = {}
+    for name in names:
+        function = description.function_by_name.get(name)
+        if function is not None and function.section in starts:
+            rows[starts[function.section] + function.offset + 1] = ()
+    return hash_table("targets", rows, (("flat", 4),))
+
+
+def layout_table(description: Description) -> ir.Table:
+    """One row a section, filled by ``resolve_symbols`` at run time."""
+    return ir.Table(
+        "layout",
+        (("start", 8), ("end", 8), ("kind", 8), ("flat", 8)),
+        (),
+        len(description.sections),
+        writable=True,
+    )
+
+
+def emit_layout(code: Builder, description: Description) -> None:
+    """Instructions that fill the table `layout`."""
+    starts = flat_starts(description)
+    for row, section in enumerate(description.sections):
+        kind = section_kind(section.writable, section.executable, section.after_init_readonly)
+        if section.anchor_symbol is None or section.initial or section.per_cpu or kind == 0:
+            continue
+        anchor = code.symbol(section.anchor_symbol)
+        start = code.binary(ir.BinaryOperator.SUB, anchor, section.anchor_offset)
+        present = code.binary(ir.BinaryOperator.NE, anchor, 0)
+        start = code.select(present, start, 0)
+        end = code.add(start, section.size)
+        end = code.select(present, end, 0)
+        code.store("layout", row, "start", start)
+        code.store("layout", row, "end", end)
+        code.store("layout", row, "kind", kind)
+        code.store("layout", row, "flat", starts.get(section.name, 0))
+
+
+def static_address(code: Builder, description: Description, address: StaticAddress) -> ir.Operand | None:
+    """Instructions that compute an address fixed at link time; None when nothing anchors its section."""
+    if address.section is not None:
+        section = description.section_by_name.get(address.section)
+        if section is not None and section.anchor_symbol is not None:
+            return code.add(code.symbol(section.anchor_symbol), address.offset - section.anchor_offset)
+        return None
+    if address.symbol is not None:
+        return code.add(code.symbol(address.symbol), address.offset)
+    return None
+
+
+def symbol_address(code: Builder, description: Description, name: str) -> ir.Operand | None:
+    """Instructions that give the address of a symbol of the target, else of the kernel."""
+    symbol = description.symbol_by_name.get(name)
+    if symbol is not None:
+        return static_address(code, description, StaticAddress(symbol.section, None, symbol.offset))
+    return code.symbol(name)
