@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading inputs and writing outputs, with diagnostics for whatever can go wrong.
+
+Outputs are written whole or not at all: to a temporary file in the same directory, then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error
+
+# A policy is limited to 1 Mi characters (o2cc.syntax.lexical); what is longer is not read into memory whole.
+MAX_TEXT_BYTES = 16 << 20
+
+STANDARD_STREAM = "-"
+
+
+def _reason(problem: OSError) -> str:
+    return (problem.strerror or str(problem)).lower()
+
+
+def _cannot_read(path: str, problem: OSError) -> Diagnostic:
+    if problem.errno == errno.ENOENT:
+        return error("O2C0901", f"there is no file `{path}`", path=path)
+    if problem.errno == errno.EISDIR:
+        return error("O2C0901", f"`{path}` is a directory, not a file", path=path)
+    return error("O2C0901", f"cannot read `{path}`: {_reason(problem)}", path=path)
+
+
+def read_bytes(path: str | Path, *, limit: int | None = None) -> bytes:
+    """The content of a file.
+
+    Raises DiagnosticError: O2C0901 when it cannot be read, O2C0903 when it is longer than `limit` bytes.
+    """
+    name = os.fspath(path)
+    try:
+        with open(name, "rb") as file:
+            data = file.read() if limit is None else file.read(limit + 1)
+    except ValueError:  # a NUL in the path
+        raise DiagnosticError(error("O2C0901", f"`{name!r}` is not the name of a file")) from None
+    except OSError as problem:
+        raise DiagnosticError(_cannot_read(name, problem)) from None
+    if limit is not None and len(data) > limit:
+        raise DiagnosticError(error("O2C0903", f"`{name}` is larger than {limit} bytes", path=name))
+    return data
+
+
+def read_source(path: str | Path) -> SourceFile:
+    """A text file as a source, named by its path; `-` is the standard input.
+
+    Raises DiagnosticError: O2C0901, O2C0903, or O2C0902 when it is not UTF-8.
+    """
+    name = os.fspath(path)
+    if name == STANDARD_STREAM:
+        return decode_source("<stdin>", sys.stdin.buffer.read(MAX_TEXT_BYTES))
+    return decode_source(name, read_bytes(name, limit=MAX_TEXT_BYTES))
+
+
+def decode_source(name: str, data: bytes) -> SourceFile:
+    """Bytes as a source. Raises DiagnosticError (O2C0902) when they are not UTF-8."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        # The text up to the bad byte is valid, so its line and column can be told.
+        good = SourceFile(name, data[: problem.start].decode("utf-8", "replace"))
+        line, column = good.position(len(good.text))
+        raise DiagnosticError(
+            error(
+                "O2C0902",
+                f"`{name}` is not UTF-8 text",
+                notes=(f"byte 0x{data[problem.start]:02x} at line {line}, column {column}",),
+                path=name,
+            )
+        ) from None
+    return SourceFile(name, text)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a file whole or not at all, keeping the mode of a file that it replaces.
+
+    What is there and is not a regular file (a device such as /dev/stdout, a pipe) is written directly.
+    Raises DiagnosticError (O2C0905) when it cannot be written.
+    """
+    name = os.fspath(path)
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    try:
+        mode = os.stat(name).st_mode if os.path.exists(name) else None
+        if mode is not None and not stat.S_ISREG(mode):
+            _write_directly(name, content)
+            return
+        target = os.path.realpath(name)
+        _write_and_rename(target, content, stat.S_IMODE(mode) if mode is not None else _default_mode())
+    except ValueError:
+        raise DiagnosticError(error("O2C0905", f"`{name!r}` is not the name of a file")) from None
+    except OSError as problem:
+        raise DiagnosticError(
+            error("O2C0905", f"cannot write `{name}`: {_reason(problem)}", path=name)
+        ) from None
+
+
+def _write_directly(name: str, content: bytes) -> None:
+    with open(name, "wb") as file:
+        file.write(content)
+
+
+def _write_and_rename(target: str, content: bytes, mode: int) -> None:
+    directory, base = os.path.split(target)
+    handle, temporary = tempfile.mkstemp(prefix=f".{base[:100]}.", suffix=".tmp", dir=directory or ".")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _default_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
