@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decision graph -> BPF instructions: every test as one comparison where that is exact.
+
+A subprogram gets the address of the features' words in r1 (`slots` says which word a feature is) and returns
+the outcome in r0.  It writes nothing and calls nothing but its own further parts.
+
+How a test `w <= t` is made, the first of these that is exact:
+
+    32-bit      the paths here leave w one upper half: compare the lower halves, any immediate
+    immediate   t or t + 1 is a sign-extended 32-bit immediate: compare the whole word
+    upper half  t ends in 32 ones: load the upper half only and compare it with t >> 32
+    register    load t into a register (two slots) and compare the whole word
+
+A value that further tests of the same region need stays in a register.  A region ends where paths join:
+there, nothing but r1 is assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from o2cc.passes.tree_ranges import Interval
+from o2cc.trees.bytecode import Assembler, Op, fits_immediate
+from o2cc.trees.graph import Choice, DecisionGraph, Outcome
+
+VECTOR = 1
+SCRATCH = 0
+SECOND_SCRATCH = 5
+KEPT = (2, 3, 4)
+LOWER_HALF = 2**32 - 1
+WORD_BYTES = 8
+
+
+class Form(StrEnum):
+    """How a test compares; see the module's docstring."""
+
+    LOWER = "lower"
+    IMMEDIATE = "immediate"
+    UPPER = "upper"
+    REGISTER = "register"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A test ready to be written: what is loaded of the feature, and what it is compared with."""
+
+    form: Form
+    feature: int
+    threshold: int
+
+    @property
+    def value(self) -> tuple[int, bool]:
+        """What must be in a register: the feature, and whether only its upper half."""
+        return self.feature, self.form is Form.UPPER
+
+
+def comparison_of(node: Choice, interval: Interval) -> Comparison:
+    """The cheapest exact comparison for a test whose feature is in `interval`."""
+    low, high = interval
+    threshold = node.threshold
+    if low >> 32 == high >> 32 and low >> 32:
+        form = Form.LOWER
+    elif fits_immediate(threshold) or fits_immediate(threshold + 1):
+        form = Form.IMMEDIATE
+    elif threshold & LOWER_HALF == LOWER_HALF:
+        form = Form.UPPER
+    else:
+        form = Form.REGISTER
+    return Comparison(form, node.feature, threshold)
+
+
+@dataclass
+class _Registers:
+    """What registers hold on the path that is being written."""
+
+    values: dict[tuple[int, bool], int]
+    constant: int | None = None  # in SCRATCH
+
+    def copy(self) -> _Registers:
+        return _Registers(dict(self.values), self.constant)
+
+
+@dataclass
+class Writer:
+    """Writes one subprogram: everything that `root` leads to, up to the nodes in `calls`.
+
+    `calls` maps nodes that are subprograms of their own to the labels of these.
+    """
+
+    graph: DecisionGraph
+    intervals: Sequence[Interval]
+    slots: Mapping[int, int]
+    calls: Mapping[int, str]
+    root: int
+
+    def __post_init__(self) -> None:
+        self.code = Assembler()
+        self.joins = [count > 1 for count in self.graph.parent_counts()]
+        self.needs = self._needs()
+        self.written: set[int] = set()
+        self.pending: list[tuple[int, _Registers]] = []
+        self.wanted: dict[int, None] = {}  # ends that some jump wants and that are not written yet, in order
+
+    def _is_end(self, number: int) -> bool:
+        """Whether the path ends here: an outcome, or a call of another subprogram."""
+        return isinstance(self.graph.nodes[number], Outcome) or (number in self.calls and number != self.root)
+
+    def _starts_region(self, number: int) -> bool:
+        return self.joins[number] or self._is_end(number)
+
+    def _needs(self) -> list[frozenset[tuple[int, bool]]]:
+        """By node: the values that its region tests from there on."""
+        needs: list[frozenset[tuple[int, bool]]] = []
+        for number, node in enumerate(self.graph.nodes):
+            if isinstance(node, Outcome):
+                needs.append(frozenset())
+                continue
+            below = [needs[child] for child in (node.low, node.high) if not self._starts_region(child)]
+            own = comparison_of(node, self.intervals[number]).value
+            needs.append(frozenset({own}).union(*below))
+        return needs
+
+    def write(self) -> Assembler:
+        """The subprogram."""
+        self.pending.append((self.root, _Registers({})))
+        while self.pending:
+            number, registers = self.pending.pop()
+            if number not in self.written:
+                self._write_chain(number, registers)
+        for number in self.wanted:
+            if number not in self.written:
+                self._write_end(number)
+        return self.code
+
+    def _name(self, number: int) -> str:
+        return f"n{number}"
+
+    def _write_end(self, number: int) -> None:
+        if number not in self.written:
+            self.code.label(self._name(number))
+            self.written.add(number)
+        node = self.graph.nodes[number]
+        if number in self.calls and number != self.root:
+            self.code.emit(Op.CALL, src=1, target=self.calls[number])
+        else:
+            assert isinstance(node, Outcome)
+            self.code.emit(Op.MOV_IMM, SCRATCH, immediate=node.value)
+        self.code.emit(Op.EXIT)
+
+    def _write_chain(self, number: int, registers: _Registers) -> None:
+        """Write tests one under the other until a path ends; other sides become pending."""
+        while True:
+            if self._is_end(number):
+                self._write_end(number)
+                return
+            if number in self.written:
+                self.code.emit(Op.JA, target=self._name(number))
+                return
+            self.code.label(self._name(number))
+            self.written.add(number)
+            if self.joins[number]:
+                registers = _Registers({})
+            node = self.graph.nodes[number]
+            assert isinstance(node, Choice)
+            following, aside = self._sides(node)
+            self._write_test(number, node, aside, registers)
+            if self._is_end(aside):
+                self.wanted.setdefault(aside)
+            elif aside not in self.written:
+                self.pending.append((aside, registers.copy()))
+            number = following
+
+    def _sides(self, node: Choice) -> tuple[int, int]:
+        """The child that follows in line, and the one that is jumped to."""
+        low, high = node.low, node.high
+        if self._is_end(low) != self._is_end(high):
+            inner, end = (high, low) if self._is_end(low) else (low, high)
+            # An inner node that is written already costs a jump; then the end may as well follow.
+            return (end, inner) if inner in self.written else (inner, end)
+        if (low in self.written) != (high in self.written):
+            return (high, low) if low in self.written else (low, high)
+        heavier_is_low = self.graph.nodes[low].weight >= self.graph.nodes[high].weight
+        return (low, high) if heavier_is_low else (high, low)
+
+    def _write_test(self, number: int, node: Choice, aside: int, registers: _Registers) -> None:
+        comparison = comparison_of(node, self.intervals[number])
+        below = frozenset[tuple[int, bool]]().union(
+            *(self.needs[child] for child in (node.low, node.high) if not self._starts_region(child))
+        )
+        register = self._load(comparison, below, registers)
+        jumps_high = aside == node.high
+        target = self._name(aside)
+        threshold, form = comparison.threshold, comparison.form
+        if form is Form.REGISTER:
+            constant = self._load_constant(threshold, register, registers)
+            self.code.emit(Op.JGT_REG if jumps_high else Op.JLE_REG, register, constant, target=target)
+        elif form is Form.IMMEDIATE and not fits_immediate(threshold):
+            op = Op.JGE_IMM if jumps_high else Op.JLT_IMM
+            self.code.emit(op, register, immediate=threshold + 1, target=target)
+        elif form is Form.IMMEDIATE:
+            self.code.emit(
+                Op.JGT_IMM if jumps_high else Op.JLE_IMM, register, immediate=threshold, target=target
+            )
+        else:
+            half = threshold >> 32 if form is Form.UPPER else threshold & LOWER_HALF
+            self.code.emit(
+                Op.JGT32_IMM if jumps_high else Op.JLE32_IMM, register, immediate=half, target=target
+            )
+        for value in [value for value in registers.values if value not in below]:
+            del registers.values[value]
+
+    def _load(self, comparison: Comparison, below: frozenset[tuple[int, bool]], registers: _Registers) -> int:
+        """Register that holds the comparison's value; kept for the tests below where a register is free."""
+        value = comparison.value
+        if value in registers.values:
+            return registers.values[value]
+        taken = set(registers.values.values())
+        free = [register for register in KEPT if register not in taken]
+        register = free[0] if free and value in below else SCRATCH
+        if register != SCRATCH:
+            registers.values[value] = register
+        elif comparison.form is Form.REGISTER:
+            register = SECOND_SCRATCH
+        else:
+            registers.constant = None
+        feature, is_upper_half = value
+        offset = self.slots[feature] * WORD_BYTES
+        if is_upper_half:
+            self.code.emit(Op.LDX_U32, register, VECTOR, offset + 4)
+        else:
+            self.code.emit(Op.LDX_U64, register, VECTOR, offset)
+        return register
+
+    def _load_constant(self, threshold: int, register: int, registers: _Registers) -> int:
+        """SCRATCH, made to hold the threshold: reused or moved from what it held where that is shorter."""
+        assert register != SCRATCH
+        held = registers.constant
+        if held is None or (held != threshold and not -(2**31) <= threshold - held < 2**31):
+            self.code.emit(Op.LD_IMM64, SCRATCH, immediate=threshold)
+        elif held != threshold:
+            self.code.emit(Op.ADD_IMM, SCRATCH, immediate=threshold - held)
+        registers.constant = threshold
+        return SCRATCH

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tree may look at: features of an object that mean the same after a reboot.
+
+The class of a word is decided by the first of these that holds (w is the unsigned word, all comparisons
+unsigned); the compiled program decides by the same list in the same order:
+
+    MISSING       the word does not lie wholly inside the object: 8 * index + 8 > size
+    ZERO          w == 0
+    SMALL         w < 2**16
+    ERROR         w >= 2**64 - 4095: an error number as pointer (MAX_ERRNO, include/linux/err.h, 6.1)
+    SELF          address <= w < address + size: points into the object itself
+    KERNEL_TEXT   layout.kernel_text  <= w < layout.kernel_text_end
+    KERNEL_DATA   layout.kernel_text_end <= w < layout.kernel_end: constants, variables, operation tables
+    MODULE        layout.modules      <= w < layout.modules_end: code and data of modules
+    DIRECT_MAP    layout.direct_map   <= w < layout.direct_map_end
+    VMALLOC       layout.vmalloc      <= w < layout.vmalloc_end
+    VMEMMAP       layout.vmemmap      <= w < layout.vmemmap_end
+    ASCII         no byte of w is above 127 and its four lowest bytes are each at least 32
+    OTHER         none of these
+
+Areas move with every boot (KASLR) and with the paging depth, so that their bounds are inputs: a `Layout` is
+read from the running kernel (Documentation/arch/x86/x86_64/mm.rst, 6.12, lists the areas).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from o2cc.trees.thresholds import WORD_MAX
+from o2cc.trees.tree import MISSING_WORD, Feature, FeatureKind, Words
+
+SMALL_END = 2**16
+ERROR_START = 2**64 - 4095
+ASCII_HIGH_BITS = 0x8080_8080_8080_8080
+ASCII_LOW_BYTES = 0xFFFF_FFFF
+ASCII_CARRY = 0x6060_6060
+ASCII_PRINTABLE = 0x8080_8080
+
+
+class WordClass(IntEnum):
+    """Class of a word; the number is the feature's value.
+
+    Pointers into memory have neighbouring numbers, so that one comparison tells pointer from data.
+    """
+
+    MISSING = 0
+    ZERO = 1
+    SMALL = 2
+    ASCII = 3
+    OTHER = 4
+    SELF = 5
+    DIRECT_MAP = 6
+    VMALLOC = 7
+    VMEMMAP = 8
+    MODULE = 9
+    KERNEL_DATA = 10
+    KERNEL_TEXT = 11
+    ERROR = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Bounds of the kernel's address areas in one boot; each area is half open, an empty one is allowed."""
+
+    kernel_text: int
+    kernel_text_end: int
+    kernel_end: int
+    modules: int
+    modules_end: int
+    direct_map: int
+    direct_map_end: int
+    vmalloc: int
+    vmalloc_end: int
+    vmemmap: int
+    vmemmap_end: int
+
+    def __post_init__(self) -> None:
+        if not all(0 <= bound <= WORD_MAX for bound in astuple(self)):
+            raise ValueError("a bound of the layout is not a 64-bit address")
+
+
+LAYOUT_FIELDS = tuple(field.name for field in fields(Layout))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Objects to classify, one a row.
+
+    `words` is uint64 of shape (n, w), `present` tells of shape (n, w) which words were read; `address`,
+    `size`, `cache_flags` are uint64 of shape (n,); `layout` is uint64 of shape (n, fields of `Layout`).
+    """
+
+    words: Words
+    present: NDArray[np.bool_]
+    address: Words
+    size: Words
+    cache_flags: Words
+    layout: Words
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+
+def classify_words(
+    words: Words, present: NDArray[np.bool_], address: Words, size: Words, layout: Words
+) -> NDArray[np.uint64]:
+    """Class of every word; all arguments broadcast to the shape of `words`, `layout` has a last axis of bounds."""
+    bound = {name: layout[..., number] for number, name in enumerate(LAYOUT_FIELDS)}
+
+    def within(low: str, high: str) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = (words >= bound[low]) & (words < bound[high])
+        return inside
+
+    low_bytes = (words & np.uint64(ASCII_LOW_BYTES)) + np.uint64(ASCII_CARRY)
+    is_ascii = ((words & np.uint64(ASCII_HIGH_BITS)) == 0) & (
+        (low_bytes & np.uint64(ASCII_PRINTABLE)) == np.uint64(ASCII_PRINTABLE)
+    )
+    decisions = (
+        (~present, WordClass.MISSING),
+        (words == 0, WordClass.ZERO),
+        (words < np.uint64(SMALL_END), WordClass.SMALL),
+        (words >= np.uint64(ERROR_START), WordClass.ERROR),
+        ((words >= address) & (words - address < size), WordClass.SELF),
+        (within("kernel_text", "kernel_text_end"), WordClass.KERNEL_TEXT),
+        (within("kernel_text_end", "kernel_end"), WordClass.KERNEL_DATA),
+        (within("modules", "modules_end"), WordClass.MODULE),
+        (within("direct_map", "direct_map_end"), WordClass.DIRECT_MAP),
+        (within("vmalloc", "vmalloc_end"), WordClass.VMALLOC),
+        (within("vmemmap", "vmemmap_end"), WordClass.VMEMMAP),
+        (is_ascii, WordClass.ASCII),
+    )
+    return np.select(
+        [np.broadcast_to(condition, words.shape) for condition, _ in decisions],
+        [np.uint64(number) for _, number in decisions],
+        default=np.uint64(WordClass.OTHER),
+    )
+
+
+def extract(features: Sequence[Feature], objects: Objects) -> Words:
+    """Vectors of these features, uint64 of shape (n, len(features)).
+
+    A word that the object does not have is `MISSING_WORD` as raw word and MISSING as class.
+    """
+    vectors = np.zeros((len(objects), len(features)), dtype=np.uint64)
+    for column, feature in enumerate(features):
+        if feature.kind is FeatureKind.SIZE:
+            vectors[:, column] = objects.size
+        elif feature.kind is FeatureKind.CACHE_FLAGS:
+            vectors[:, column] = objects.cache_flags
+        else:
+            if feature.index < objects.words.shape[1]:
+                words, present = objects.words[:, feature.index], objects.present[:, feature.index]
+            else:
+                words = np.zeros(len(objects), dtype=np.uint64)
+                present = np.zeros(len(objects), dtype=np.bool_)
+            if feature.kind is FeatureKind.WORD:
+                vectors[:, column] = np.where(present, words, np.uint64(MISSING_WORD))
+            else:
+                vectors[:, column] = classify_words(
+                    words, present, objects.address, objects.size, objects.layout
+                )
+    return vectors
+
+
+def feature_set(name: str, words: int) -> tuple[Feature, ...]:
+    """The features of a named set over the first `words` words of an object.
+
+    `classes`: classes of words, size and cache flags.  `raw`: raw words only, what the O2C paper uses.
+    `size`: size and cache flags only.  Raises KeyError for another name.
+    """
+    about = (Feature(FeatureKind.SIZE), Feature(FeatureKind.CACHE_FLAGS))
+    return {
+        "classes": (*about, *(Feature(FeatureKind.WORD_CLASS, index) for index in range(words))),
+        "raw": tuple(Feature(FeatureKind.WORD, index) for index in range(words)),
+        "size": about,
+    }[name]

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a compiled tree without a kernel, and counts the instructions that it executes.
+
+For tests and for the estimate of what a prediction costs; the kernel is the judge of everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from o2cc.trees.bytecode import MAP_VALUE, Instruction, Op
+from o2cc.trees.compile import CompiledTree
+
+WORD = 2**64 - 1
+HALF = 2**32 - 1
+_VECTOR_BASE = 1 << 40
+_TABLE_BASE = 1 << 41
+
+_COMPARE: dict[Op, Callable[[int, int], bool]] = {
+    Op.JEQ_IMM: lambda a, b: a == b,
+    Op.JNE_IMM: lambda a, b: a != b,
+    Op.JGT_IMM: lambda a, b: a > b,
+    Op.JGT_REG: lambda a, b: a > b,
+    Op.JGE_IMM: lambda a, b: a >= b,
+    Op.JGE_REG: lambda a, b: a >= b,
+    Op.JLT_IMM: lambda a, b: a < b,
+    Op.JLT_REG: lambda a, b: a < b,
+    Op.JLE_IMM: lambda a, b: a <= b,
+    Op.JLE_REG: lambda a, b: a <= b,
+}
+_COMPARE_HALF: dict[Op, Callable[[int, int], bool]] = {
+    Op.JGT32_IMM: lambda a, b: a > b,
+    Op.JGE32_IMM: lambda a, b: a >= b,
+    Op.JLT32_IMM: lambda a, b: a < b,
+    Op.JLE32_IMM: lambda a, b: a <= b,
+}
+_REGISTER_COMPARISONS = (Op.JGT_REG, Op.JGE_REG, Op.JLT_REG, Op.JLE_REG)
+_LOAD_SIZES = {Op.LDX_U8: 1, Op.LDX_U16: 2, Op.LDX_U32: 4, Op.LDX_U64: 8}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A compiled tree, ready to run."""
+
+    tree: CompiledTree
+
+    def __post_init__(self) -> None:
+        slots: dict[int, Instruction] = {}
+        targets: dict[tuple[int, str], int] = {}
+        starts: dict[str, int] = {}
+        part_of: dict[int, int] = {}
+        base = 0
+        for part, subprogram in enumerate(self.tree.subprograms):
+            starts[subprogram.name] = base
+            position = base
+            for instruction in subprogram.code.instructions:
+                slots[position] = instruction
+                part_of[position] = part
+                position += instruction.slots
+            targets |= {(part, name): base + place for name, place in subprogram.code.labels.items()}
+            base = position
+        object.__setattr__(self, "_slots", slots)
+        object.__setattr__(self, "_targets", targets)
+        object.__setattr__(self, "_starts", starts)
+        object.__setattr__(self, "_part_of", part_of)
+
+    def run(self, words: Sequence[int]) -> tuple[int, int]:
+        """Outcome and executed instructions for one vector: a word for each of the tree's features."""
+        vector = b"".join(int(word).to_bytes(8, "little") for word in words)
+        slots: dict[int, Instruction] = self._slots  # type: ignore[attr-defined]
+        registers = [0] * 11
+        registers[1] = _VECTOR_BASE
+        at, executed = 0, 0
+        frames: list[int] = []
+        while True:
+            i = slots[at]
+            executed += 1
+            following = at + i.slots
+            if i.op is Op.EXIT:
+                if not frames:
+                    return registers[0], executed
+                following = frames.pop()
+            elif i.op is Op.CALL:
+                frames.append(following)
+                assert i.target is not None
+                following = self._starts[i.target]  # type: ignore[attr-defined]
+            elif self._jumps(i, registers):
+                following = self._targets[(self._part_of[at], i.target)]  # type: ignore[attr-defined]
+            else:
+                self._compute(i, registers, vector)
+            at = following
+
+    def _jumps(self, i: Instruction, registers: list[int]) -> bool:
+        if i.op is Op.JA:
+            return True
+        if i.op in _COMPARE_HALF:
+            return _COMPARE_HALF[i.op](registers[i.dst] & HALF, i.immediate & HALF)
+        if i.op in _COMPARE:
+            right = registers[i.src] if i.op in _REGISTER_COMPARISONS else _extended(i.immediate)
+            return _COMPARE[i.op](registers[i.dst], right)
+        return False
+
+    def _compute(self, i: Instruction, registers: list[int], vector: bytes) -> None:
+        if i.op in _LOAD_SIZES:
+            address = registers[i.src] + i.offset
+            registers[i.dst] = int.from_bytes(self._memory(address, _LOAD_SIZES[i.op], vector), "little")
+        elif i.op is Op.LD_IMM64:
+            registers[i.dst] = _TABLE_BASE if i.src == MAP_VALUE else i.immediate & WORD
+        elif i.op is Op.MOV_IMM:
+            registers[i.dst] = _extended(i.immediate)
+        elif i.op is Op.MOV_REG:
+            registers[i.dst] = registers[i.src]
+        elif i.op is Op.ADD_IMM:
+            registers[i.dst] = (registers[i.dst] + i.immediate) & WORD
+        elif i.op is Op.ADD_REG:
+            registers[i.dst] = (registers[i.dst] + registers[i.src]) & WORD
+        elif i.op is Op.LSH_IMM:
+            registers[i.dst] = (registers[i.dst] << i.immediate) & WORD
+        elif i.op not in _COMPARE and i.op not in _COMPARE_HALF:
+            raise ValueError(f"the machine does not know {i.op.name}")
+
+    def _memory(self, address: int, size: int, vector: bytes) -> bytes:
+        memory, start = (
+            (self.tree.table, address - _TABLE_BASE)
+            if address >= _TABLE_BASE
+            else (vector, address - _VECTOR_BASE)
+        )
+        if not 0 <= start <= len(memory) - size:
+            raise IndexError(f"the program reads {size} bytes at {start} of {len(memory)}")
+        return memory[start : start + size]
+
+
+def _extended(immediate: int) -> int:
+    """A 32-bit immediate, sign-extended to 64 bits."""
+    immediate &= HALF
+    return immediate | (WORD ^ HALF) if immediate >> 31 else immediate
