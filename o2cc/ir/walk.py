@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from o2cc.ir.nodes import (
     Argument,
@@ -125,6 +125,12 @@ def map_operands(node: Node, change: Callable[[Operand], Operand]) -> Node:
 def result(instruction: Instruction) -> Value | None:
     """The value that an instruction defines; None for assignments and stores."""
     return getattr(instruction, "result", None)
+
+
+def with_result(instruction: Instruction, value: Value) -> Instruction:
+    """The same instruction with another result; it must have one."""
+    changed: Any = replace(cast("Any", instruction), result=value)
+    return cast("Instruction", changed)
 
 
 def has_effect(instruction: Instruction) -> bool:

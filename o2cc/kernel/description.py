@@ -269,6 +269,9 @@ class Block:
 
     ``successors`` are starts of blocks of the same function; ``jumps`` are (function, offset) in others of
     the target (``.cold`` parts, tail jumps into functions). ``indirect``: ends in a jump with unknown targets.
+    ``external``: may be entered in ways that no ``successors`` and ``jumps`` show (the function's entry, a place
+    whose address is taken). ``faults``: (offset of an instruction that may fault, start of the fixup's block);
+    control leaves there before the instruction is done, and such blocks are not in ``successors`` for it.
     """
 
     start: int
@@ -276,6 +279,8 @@ class Block:
     successors: tuple[int, ...]
     jumps: tuple[tuple[str, int], ...] = ()
     indirect: bool = False
+    external: bool = False
+    faults: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

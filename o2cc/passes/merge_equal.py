@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps one of several functions or checks that are the same but for the names of values and blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.walk import Body, map_operands, map_targets, result, with_result
+from o2cc.passes.manager import Pass, PassContext, SomeBody
+
+
+@dataclass(frozen=True)
+class MergeEqual(Pass):
+    """Calls and sites of equal functions and checks go to the first of them; the others are taken away.
+
+    Spans are not compared: the first one's stand for all.  Sites keep their own span, which is what reports name.
+    """
+
+    def run(self, module: ir.Module, context: PassContext) -> ir.Module:
+        while True:
+            same = _representatives(module.functions)
+            if not same:
+                break
+            module = _redirect_calls(module, same)
+        checks = _representatives(module.checks)
+        if not checks:
+            return module
+        return replace(
+            module,
+            checks=tuple(c for c in module.checks if c.name not in checks),
+            sites=tuple(replace(s, check=checks[s.check]) if s.check in checks else s for s in module.sites),
+        )
+
+
+def _representatives(bodies: tuple[ir.Function, ...] | tuple[ir.Check, ...]) -> dict[str, str]:
+    """For each body that equals an earlier one, the name of the first such."""
+    first: dict[object, str] = {}
+    same: dict[str, str] = {}
+    for body in bodies:
+        shape = canonical(body)
+        if shape in first:
+            same[body.name] = first[shape]
+        else:
+            first[shape] = body.name
+    return same
+
+
+def canonical(body: Body) -> object:
+    """Something hashable that two bodies share exactly when they differ in names and spans only."""
+    values: dict[str, str] = {}
+    variables: dict[str, str] = {}
+    numbers = {block.name: f"b{number}" for number, block in enumerate(body.blocks)}
+    parameters: tuple[str, ...] = ()
+    inline = False
+    if isinstance(body, ir.Function):
+        parameters, inline = body.parameters, body.inline
+    for name in parameters:
+        values[name] = f"v{len(values)}"
+
+    def rename(operand: ir.Operand) -> ir.Operand:
+        if isinstance(operand, ir.Value):
+            return ir.Value(values.setdefault(operand.name, f"v{len(values)}"))
+        if isinstance(operand, ir.Variable):
+            return ir.Variable(variables.setdefault(operand.name, f"x{len(variables)}"))
+        return ir.Constant(operand.value)
+
+    shape: list[object] = [type(body).__name__, len(parameters), inline]
+    for block in body.blocks:
+        for instruction in block.instructions:
+            changed = map_operands(instruction, rename)
+            defined = result(changed)
+            if defined is not None:
+                renamed = values.setdefault(defined.name, f"v{len(values)}")
+                changed = with_result(changed, ir.Value(renamed))
+            elif isinstance(changed, ir.Assign):
+                renamed = variables.setdefault(changed.variable.name, f"x{len(variables)}")
+                changed = replace(changed, variable=ir.Variable(renamed))
+            shape.append(changed)
+        end = map_operands(block.terminator, rename)
+        shape.append(map_targets(end, lambda name: numbers.get(name, name)))
+    return tuple(shape)
+
+
+def _redirect_calls(module: ir.Module, same: dict[str, str]) -> ir.Module:
+    def redirected(body: SomeBody) -> SomeBody:
+        blocks = tuple(
+            replace(
+                block,
+                instructions=tuple(
+                    replace(i, function=same[i.function])
+                    if isinstance(i, ir.Call) and i.function in same
+                    else i
+                    for i in block.instructions
+                ),
+            )
+            for block in body.blocks
+        )
+        return body if blocks == body.blocks else replace(body, blocks=blocks)
+
+    return replace(
+        module,
+        functions=tuple(redirected(f) for f in module.functions if f.name not in same),
+        checks=tuple(redirected(c) for c in module.checks),
+        hooks=tuple(redirected(h) for h in module.hooks),
+    )
