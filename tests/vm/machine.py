@@ -44,6 +44,9 @@ VM_MARK = "o2c.vm=1"
 TOOLS = ("qemu-system-x86_64", "busybox", "cpio")
 BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 
+SLOW_PLUGINS = ("benchmark", "hypothesispytest", "syrupy", "xdist")
+"""pytest plugins that the guest goes without: importing them takes 8 s under emulation."""
+
 # random.trust_cpu: no wait for entropy. The lockup limits are wide: emulation is slow and shares its CPUs.
 # loglevel=5: warnings and worse go to the serial console, so that a panic's last words are kept.
 COMMAND_LINE = (
@@ -221,6 +224,7 @@ def _command_script(
         "O2C_MODULES": str(cache_dir() / "modules"),
         "O2C_RESULTS": RESULTS,
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTEST_ADDOPTS": " ".join(f"-p no:{plugin}" for plugin in SLOW_PLUGINS),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": "/run/o2c/tmp",

@@ -114,7 +114,8 @@ def problems(progress: Progress, outcome: Outcome) -> list[str]:
         found.append("not one test ran")
     if progress.unfinished:
         found.append("did not run: " + ", ".join(progress.unfinished))
-    if splats := [line for line in outcome.splats if line not in progress.answered_splats]:
+    unanswered = [line for line in dict.fromkeys(outcome.splats) if line not in progress.answered_splats]
+    if splats := [line for line in unanswered if "Kernel panic" not in line]:
         found.append("the kernel log has, outside of any finished test:\n" + "\n".join(splats))
     return found
 

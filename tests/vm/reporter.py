@@ -39,10 +39,10 @@ class Reporter:
         for event in events:
             self._emit(event)
 
-    def interrupted(self, text: str) -> None:
-        """The guest ended in the middle of a test: that test failed, whatever it was doing."""
+    def interrupted(self, text: str) -> bool:
+        """If the guest ended in the middle of a test, that test failed, whatever it was doing."""
         if self.progress.running is None:
-            return
+            return False
         name = self._name(self.progress.running)
         self._log(
             pytest.TestReport(
@@ -54,6 +54,7 @@ class Reporter:
                 when="call",
             )
         )
+        return True
 
     def _name(self, test: str) -> str:
         return f"{test}@{self._kernel}"
@@ -64,6 +65,8 @@ class Reporter:
         if event["event"] != "report":
             return
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=event["data"])
+        if isinstance(report.longrepr, list):  # a skip's (path, line, reason), which JSON made a list
+            report.longrepr = tuple(report.longrepr)
         report.nodeid = self._name(report.nodeid)
         path, line, domain = report.location
         report.location = (path, line, f"{domain}@{self._kernel}")

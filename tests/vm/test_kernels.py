@@ -57,18 +57,19 @@ def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Pa
     reporter.poll()
     config.stash[SUMMARIES].append(summary_line(kernel, reporter.progress, outcome))
 
+    found = not_built + problems(reporter.progress, outcome)
     logs = [
         "--- end of the guest's output ---",
         *outcome.output.splitlines()[-40:],
         "--- end of the kernel log ---",
-        *outcome.kernel_log[-60:],
+        *outcome.kernel_log[-100:],
     ]
-    found = problems(reporter.progress, outcome)
-    reporter.interrupted("\n".join(["the guest ended while this test ran", *found, *logs]))
+    if reporter.interrupted("\n".join(["the guest ended while this test ran", *found, *logs])):
+        logs = []  # printed with that test
+    elif outcome.ending == "exit" and found == not_built:
+        logs = []  # have nothing to do with it
     if found:
-        pytest.fail("\n".join([*not_built, *found, *logs]), pytrace=False)
-    if not_built:
-        pytest.fail("\n".join(not_built), pytrace=False)
+        pytest.fail("\n".join([*found, *logs]), pytrace=False)
 
 
 def _not_run(config: pytest.Config, reason: str) -> None:
