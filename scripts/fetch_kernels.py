@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,8 @@ def _lock() -> Iterator[None]:
 
 def _apt_update() -> None:
     """Refresh the package lists; needs root, so a failure only leaves the lists as they were."""
-    subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False, timeout=300)
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(["apt-get", "update", "-q"], capture_output=True, check=False, timeout=300)
 
 
 def _show(package: str) -> str:

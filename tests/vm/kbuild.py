@@ -25,7 +25,7 @@ from pathlib import Path
 from scripts.fetch_kernels import SERIES, FetchError, Kernel, cache_dir, ensure
 
 PROJECT = Path(__file__).resolve().parents[2]
-SOURCES = ("bpf_runtime/module", "tests/kernel/victim")
+SOURCES = ("bpf_runtime/module", "tests/kernel/victim", "tests/kernel/forms")
 """Module directories, relative to the project; one that has no Kbuild file yet is left out."""
 
 _PRODUCTS = (

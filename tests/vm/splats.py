@@ -13,12 +13,13 @@ from collections.abc import Iterable
 
 _SPLAT = re.compile(
     r"""
-      \b(?:BUG|WARNING):\ |\bkernel\ BUG\ at\ |\bKernel\ panic\ -\ not\ syncing
+      \b(?:BUG|WARNING):\ |\bBUG\ \S+\ \((?:Not\ tainted|Tainted)|\bkernel\ BUG\ at\ |\bKernel\ panic\ -\ not\ syncing
     | \bOops:\ |\bOops\b.*\bPREEMPT\b
     | \bKASAN:\ |\bKFENCE:\ |\bUBSAN:\ |\bKCSAN:\
     | \bgeneral\ protection\ fault
     | \bunable\ to\ handle\ (?:kernel\ |page\ )
-    | \b(?:double\ fault|stack\ segment|invalid\ opcode|divide\ error):\ [0-9a-f]+\ \[\#
+    | \bPANIC:\ double\ fault
+    | \b(?:stack\ segment|invalid\ opcode|divide\ error):\ [0-9a-f]+\ \[\#
     | \brcu\S*:?\ .*\b(?:self-)?detected\ (?:expedited\ )?stalls?\b
     | \bINFO:\ task\ .*\ blocked\ for\ more\ than
     | \b(?:soft|hard)\ lockup\b|\bhard\ LOCKUP\b
