@@ -17,15 +17,14 @@ from o2cc.bpf.btf_writer import BtfWriter, Code, Linkage
 from o2cc.bpf.compiler import MachineCode, Relocation
 from o2cc.bpf.elf_writer import (
     MAXIMUM_SECTIONS,
+    Binding,
     ElfWriter,
-    RelocationType,
     SectionFlag,
     SectionType,
     SymbolType,
-    Binding,
 )
 from o2cc.bpf.layout import WORD, Layout, table_bytes, table_layout
-from o2cc.bpf.llvm_text import SymbolKind
+from o2cc.bpf.llvm_context import SymbolKind
 from o2cc.bpf.programs import NOT_IN_NAMES, Program
 from o2cc.bpf.source_lines import SourceLines
 from o2cc.diagnostics import DiagnosticError, error
@@ -73,7 +72,9 @@ class Assembler:
 
     # --- data ---------------------------------------------------------------------------------------------
 
-    def _add_data(self, section: str, variables: Sequence[_Variable], size: int, content: bytes | None, flags: int) -> None:
+    def _add_data(
+        self, section: str, variables: Sequence[_Variable], size: int, content: bytes | None, flags: int
+    ) -> None:
         """A data section, its symbols, and its BTF."""
         if content is None:
             index = self._elf.add_zero_section(section, size, flags=flags)
@@ -146,7 +147,11 @@ class Assembler:
                     content += bytes(offset - len(content)) + table_bytes(table)
                 variables.append(
                     _Variable(
-                        SymbolKind.TABLE + table.name, table.name, self._table_type(table), offset, layout.size
+                        SymbolKind.TABLE + table.name,
+                        table.name,
+                        self._table_type(table),
+                        offset,
+                        layout.size,
                     )
                 )
                 columns = tuple((name, layout.offsets[name], layout.sizes[name]) for name, _ in table.columns)
@@ -170,7 +175,9 @@ class Assembler:
             kernel = name.removeprefix(SymbolKind.KERNEL)
             if kernel in {symbol[2:] for symbol in self._symbols}:
                 raise DiagnosticError(
-                    error("O2C0602", f"`{kernel}` is the name of a kernel symbol and of something in the object")
+                    error(
+                        "O2C0602", f"`{kernel}` is the name of a kernel symbol and of something in the object"
+                    )
                 )
             number = self._elf.add_symbol(kernel, 0, 0, 0, SymbolType.NOTYPE, Binding.WEAK)
             self._symbols[name] = number
@@ -197,7 +204,8 @@ class Assembler:
             text += machine.code
             relocations += self._relocate(machine.relocations, base)
             parameters = [
-                (f"a{i}_{NOT_IN_NAMES.sub('_', name)}", self._word) for i, name in enumerate(function.parameters)
+                (f"a{i}_{NOT_IN_NAMES.sub('_', name)}", self._word)
+                for i, name in enumerate(function.parameters)
             ]
             type_ = self._btf.function(function.name, self._btf.prototype(self._word, parameters))
             lines = self._lines.body(function.name, function.span, machine.lines)
@@ -253,7 +261,10 @@ class Assembler:
             relocations += self._relocate(program.relocations, base)
             lines = program.lines
             if base:
-                lines = [type(line)(base + line.offset, line.file, line.text, line.line, line.column) for line in lines]
+                lines = [
+                    type(line)(base + line.offset, line.file, line.text, line.line, line.column)
+                    for line in lines
+                ]
             codes.append(Code(base, self._btf.function(program.name, prototype), lines))
             base += len(program.code)
         index = self._elf.add_code(section, text, relocations)
@@ -268,9 +279,7 @@ class Assembler:
     def write(self, sites: Sequence[info.SiteInfo], hooks: Sequence[info.HookInfo]) -> bytes:
         """The object."""
         if self._kernel_symbols:
-            entries = [
-                (self._btf.variable(name, 0, Linkage.EXTERN), 0, 0) for name in self._kernel_symbols
-            ]
+            entries = [(self._btf.variable(name, 0, Linkage.EXTERN), 0, 0) for name in self._kernel_symbols]
             self._btf.data_section(".ksyms", 0, entries)
         self._elf.add_section(".BTF", self._btf.btf(), alignment=4)
         self._elf.add_section(".BTF.ext", self._btf.btf_ext(), alignment=4)

@@ -76,7 +76,9 @@ class BtfWriter:
         self._functions = bytearray()
         self._lines = bytearray()
 
-    def _add(self, kind: Kind, name: str, size_or_type: int, tail: bytes = b"", vlen: int = 0, flag: int = 0) -> int:
+    def _add(
+        self, kind: Kind, name: str, size_or_type: int, tail: bytes = b"", vlen: int = 0, flag: int = 0
+    ) -> int:
         head = struct.pack("<III", self._strings.add(name), flag << 31 | kind << 24 | vlen, size_or_type)
         key = head + tail
         number = self._known.get(key)
@@ -159,7 +161,5 @@ class BtfWriter:
         """The .BTF.ext section."""
         functions = struct.pack("<I", 8) + bytes(self._functions)
         lines = struct.pack("<I", 16) + bytes(self._lines)
-        header = struct.pack(
-            "<HBBIIIII", MAGIC, 1, 0, 24, 0, len(functions), len(functions), len(lines)
-        )
+        header = struct.pack("<HBBIIIII", MAGIC, 1, 0, 24, 0, len(functions), len(functions), len(lines))
         return header + functions + lines

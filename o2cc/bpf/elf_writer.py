@@ -148,7 +148,9 @@ class ElfWriter:
         )
         return len(self._sections) - 1
 
-    def add_code(self, name: str, data: bytes | bytearray, relocations: Iterable[tuple[int, int, int]]) -> int:
+    def add_code(
+        self, name: str, data: bytes | bytearray, relocations: Iterable[tuple[int, int, int]]
+    ) -> int:
         """Adds an executable section with its relocations, each (offset, symbol, type); returns its number."""
         packed = b"".join(
             _RELOCATION.pack(offset, symbol << 32 | type_) for offset, symbol, type_ in relocations
@@ -158,9 +160,7 @@ class ElfWriter:
         else:
             name_offset = self._strings.add(name)
         flags = SectionFlag.ALLOC | SectionFlag.EXECUTE
-        self._sections.append(
-            _Section(name_offset, SectionType.PROGBITS, flags, data, len(data), 0, 0, 8, 0)
-        )
+        self._sections.append(_Section(name_offset, SectionType.PROGBITS, flags, data, len(data), 0, 0, 8, 0))
         index = len(self._sections) - 1
         if packed:
             self._sections.append(
@@ -179,7 +179,13 @@ class ElfWriter:
         return index
 
     def add_symbol(
-        self, name: str, section: int, value: int, size: int, type_: SymbolType, binding: Binding = Binding.GLOBAL
+        self,
+        name: str,
+        section: int,
+        value: int,
+        size: int,
+        type_: SymbolType,
+        binding: Binding = Binding.GLOBAL,
     ) -> int:
         """Adds a symbol (section 0: undefined) and returns its number."""
         self._symbols += _SYMBOL.pack(self._strings.add(name), binding << 4 | type_, 0, section, value, size)

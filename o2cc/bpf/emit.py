@@ -15,7 +15,8 @@ from o2cc.bpf.assembly import Assembler
 from o2cc.bpf.compiler import MachineCode, compile_text, data_layout
 from o2cc.bpf.info import HookInfo
 from o2cc.bpf.layout import Layout, table_layout
-from o2cc.bpf.llvm_text import BodyError, ModuleText, Scope, SiteTable, Spans, SymbolKind
+from o2cc.bpf.llvm_context import BodyError, Scope, SiteTable, Spans, SymbolKind
+from o2cc.bpf.llvm_text import ModuleText
 from o2cc.bpf.programs import (
     NOT_IN_NAMES,
     hook_program,
@@ -28,9 +29,6 @@ from o2cc.bpf.source_lines import SourceLines
 from o2cc.diagnostics import Collector, error
 from o2cc.ir import nodes
 from o2cc.ir.walk import Body, calls
-
-
-TEST_PROGRAM = "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +56,22 @@ def emit_object(module: nodes.Module, *, layout: Layout, sources: Mapping[str, s
 
     Raises DiagnosticError: O2C0600 to O2C0607.
     """
+    return _emit(module, layout, sources)
+
+
+def emit_test_object(module: nodes.Module, *, sources: Mapping[str, str]) -> ObjectFile:
+    """The sites' programs of layout `site` as programs that the kernel test-runs.
+
+    Each is of type `syscall` and takes a ``struct pt_regs`` as its context; names and code are byte for byte
+    those of `emit_object`.  Hooks are left out, except those of kind `syscall`.
+    """
+    hooks = tuple(hook for hook in module.hooks if hook.kind is nodes.HookKind.SYSCALL)
+    return _emit(replace(module, hooks=hooks), Layout.SITE, sources, as_test=True)
+
+
+def _emit(
+    module: nodes.Module, layout: Layout, sources: Mapping[str, str], *, as_test: bool = False
+) -> ObjectFile:
     _check_module(module)
     by_check = _sites_by_check(module)
     tables: dict[str, SiteTable] = {}
@@ -69,49 +83,25 @@ def emit_object(module: nodes.Module, *, layout: Layout, sources: Mapping[str, s
     machine, spans = _compile(module, functions, by_check, tables)
     lines = SourceLines(sources, spans)
     assembler = Assembler(module, layout, lines)
-    assembler.add_functions(_callable(functions, machine))
+    assembler.add_functions([(f, machine[SymbolKind.FUNCTION + f.name]) for f in functions if not f.inline])
     if layout is Layout.SITE:
         programs, sites = site_programs(module, machine, by_check, lines)
     else:
         programs, sites = shape_programs(module, machine, by_check, tables, lines)
+    if as_test:
+        programs = [replace(program, section="syscall") for program in programs]
     programs += [hook_program(hook, machine[SymbolKind.HOOK + hook.name], lines) for hook in module.hooks]
     hooks = [HookInfo(hook.name, hook.kind.value, hook.target, hook.name) for hook in module.hooks]
     assembler.add_programs(programs)
-    return _object_file(assembler, assembler.write(sites, hooks))
-
-
-def emit_test_object(
-    module: nodes.Module, check: str, parameters: Mapping[str, int], *, sources: Mapping[str, str]
-) -> ObjectFile:
-    """The same check as a program that the kernel test-runs: type `syscall`, named ``test``, its context a
-    ``struct pt_regs``.  Its code is byte for byte that of a site with these parameters.
-
-    Raises DiagnosticError as `emit_object` does.
-    """
-    site = nodes.Site(0, "test", 0, nodes.SiteKind.STORE, check, tuple(parameters.items()))
-    module = replace(module, sites=(site,), hooks=(), checks=tuple(c for c in module.checks if c.name == check))
-    _check_module(module)
-    by_check = _sites_by_check(module)
-    functions = _reachable(module, module.checks)
-    machine, spans = _compile(module, functions, by_check, {})
-    lines = SourceLines(sources, spans)
-    assembler = Assembler(module, Layout.SITE, lines)
-    assembler.add_functions(_callable(functions, machine))
-    (program,), _ = site_programs(module, machine, by_check, lines)
-    assembler.add_programs([replace(program, name=TEST_PROGRAM, section="syscall")])
-    return _object_file(assembler, assembler.write((), ()))
-
-
-def _object_file(assembler: Assembler, data: bytes) -> ObjectFile:
-    """The object with what is to be said of it."""
+    content = assembler.write(sites, hooks)
     sizes = tuple(assembler.program_sizes)
     return ObjectFile(
-        data,
+        content,
         Statistics(
             programs=len(sizes),
             subprograms=assembler.subprograms,
             instructions=sum(size for _, size in sizes) + assembler.subprogram_slots,
-            bytes=len(data),
+            bytes=len(content),
             program_instructions=sizes,
         ),
     )
@@ -143,7 +133,13 @@ def _check_module(module: nodes.Module) -> None:
     for site in module.sites:
         place = f"{site.function}+0x{site.offset:x}"
         if site.check not in checks:
-            problems.add(error("O2C0600", f"site `{place}` names the check `{site.check}`, which does not exist", site.span))
+            problems.add(
+                error(
+                    "O2C0600",
+                    f"site `{place}` names the check `{site.check}`, which does not exist",
+                    site.span,
+                )
+            )
         given = {name for name, _ in site.parameters}
         for name in checks.get(site.check, ()):
             if name not in given:
@@ -155,11 +151,21 @@ def _check_module(module: nodes.Module) -> None:
                     )
                 )
         if site.number in numbers:
-            problems.add(error("O2C0602", f"site `{place}` has the number {site.number} of another site", site.span))
+            problems.add(
+                error("O2C0602", f"site `{place}` has the number {site.number} of another site", site.span)
+            )
         numbers.add(site.number)
     for table in module.tables:
-        if any(size not in (1, 2, 4, 8) for _, size in table.columns) or not table.columns or table.length < 1:
-            problems.add(error("O2C0600", f"table `{table.name}` has no columns, no rows or a column of a strange size"))
+        if (
+            any(size not in (1, 2, 4, 8) for _, size in table.columns)
+            or not table.columns
+            or table.length < 1
+        ):
+            problems.add(
+                error(
+                    "O2C0600", f"table `{table.name}` has no columns, no rows or a column of a strange size"
+                )
+            )
     problems.raise_if_errors()
 
 
@@ -200,25 +206,18 @@ def _compile(
     text = ModuleText(scope, data_layout())
     problems = Collector()
 
-    def attempt(body: Body) -> None:
+    checks = [check for check in module.checks if check.name in by_check]
+    bodies: list[Body] = [*functions, *checks, *module.hooks]
+    for body in bodies:
         try:
-            if isinstance(body, nodes.Function):
-                text.add_function(body)
-            elif isinstance(body, nodes.Check):
-                text.add_check(body, tables.get(body.name))
-            else:
-                text.add_hook(body)
+            match body:
+                case nodes.Function():
+                    text.add_function(body)
+                case nodes.Check():
+                    text.add_check(body, tables.get(body.name))
+                case nodes.Hook():
+                    text.add_hook(body)
         except BodyError as problem:
             problems.add(error(problem.code, problem.message, problem.span or body.span))
-
-    for body in (*functions, *(check for check in module.checks if check.name in by_check), *module.hooks):
-        attempt(body)
     problems.raise_if_errors()
     return compile_text(text.text()), text.spans
-
-
-def _callable(
-    functions: Sequence[nodes.Function], machine: Mapping[str, MachineCode]
-) -> list[tuple[nodes.Function, MachineCode]]:
-    """The functions that became subprograms, with their code."""
-    return [(f, machine[SymbolKind.FUNCTION + f.name]) for f in functions if not f.inline]

@@ -140,7 +140,9 @@ def decode(content: bytes, path: str = "") -> ObjectInfo:
                 for item in document["maps"]
             ),
             tables=tuple(
-                TableInfo(**{**item, "columns": tuple((str(n), int(o), int(s)) for n, o, s in item["columns"])})
+                TableInfo(
+                    **{**item, "columns": tuple((str(n), int(o), int(s)) for n, o, s in item["columns"])}
+                )
                 for item in document["tables"]
             ),
             sites=tuple(SiteInfo(*row) for row in rows),
@@ -161,7 +163,16 @@ def read(data: bytes, path: str = "") -> ObjectInfo:
     try:
         section = ELFFile(io.BytesIO(data)).get_section_by_name(SECTION)
         content = None if section is None else section.data()
-    except (ELFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, OverflowError) as problem:
+    except (
+        ELFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        OSError,
+        OverflowError,
+    ) as problem:
         raise DiagnosticError(
             error("O2C0608", "this is not an ELF file that can be read", path=path or None)
         ) from problem

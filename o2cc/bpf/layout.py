@@ -27,7 +27,29 @@ class Layout(StrEnum):
 REGISTER_OFFSETS: dict[str, int] = {
     name: WORD * index
     for index, name in enumerate(
-        "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs flags rsp ss".split()
+        [
+            "r15",
+            "r14",
+            "r13",
+            "r12",
+            "rbp",
+            "rbx",
+            "r11",
+            "r10",
+            "r9",
+            "r8",
+            "rax",
+            "rcx",
+            "rdx",
+            "rsi",
+            "rdi",
+            "orig_rax",
+            "rip",
+            "cs",
+            "flags",
+            "rsp",
+            "ss",
+        ]
     )
 }
 PT_REGS_SIZE = WORD * len(REGISTER_OFFSETS)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from o2cc.bpf.btf_writer import LineInfo
 from o2cc.bpf.compiler import MachineCode, Relocation
 from o2cc.bpf.info import SiteInfo
-from o2cc.bpf.llvm_text import MASK, SiteTable, SymbolKind
+from o2cc.bpf.llvm_context import SiteTable, SymbolKind
 from o2cc.bpf.source_lines import SourceLines
 from o2cc.bpf.template import Template, make_template, width_of
 from o2cc.ir import nodes
-from o2cc.ir.walk import instructions
+from o2cc.ir.walk import MASK, instructions
 
 SITES_TABLE = "o2c_sites"
 STRAY_COUNTER = "o2c_stray_cookies"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from o2cc.bpf.btf_writer import LineInfo
-from o2cc.bpf.llvm_text import Spans
+from o2cc.bpf.llvm_context import Spans
 from o2cc.diagnostics import SourceFile, Span
 from o2cc.ir import nodes
 

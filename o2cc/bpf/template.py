@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from o2cc.bpf.compiler import MachineCode, Relocation
-from o2cc.bpf.llvm_text import MASK, SymbolKind
+from o2cc.bpf.llvm_context import SymbolKind
+from o2cc.ir.walk import MASK
 
 SLOT = 8
 
