@@ -97,8 +97,9 @@ def _emit_behind(lowering: Lowering, expressions: Expressions, entry: model.Entr
         code.span = grant.span
         base = expressions.place.argument(index)
         pointer = code.read(8, code.add(base, grant.offset))
-        length = expressions.at(base).value(grant.length) if grant.length is not None else ir.Constant(0)
-        code.call("gain", pointer, length, FLAG_HELD, lowering.types.mask(grant.pointee))
+        inner = expressions.at(base)
+        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
+        code.call("gain", start, inner.value(grant.length), FLAG_HELD, lowering.types.mask(grant.pointee))
 
 
 def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...]:

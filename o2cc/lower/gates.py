@@ -51,10 +51,17 @@ def after_effects(gate: model.Gate) -> tuple[AfterEffect, ...]:
     return tuple(e for e in gate.effects if isinstance(e, model.Allocates | model.Gives))
 
 
+def gate_name(lowering: Lowering, gate: model.Gate) -> str:
+    """A name for the checks of a gate; gates for some functions only are numbered."""
+    if gate.scope is None:
+        return gate.function
+    return f"{gate.function}_{lowering.policy.gates.index(gate)}"
+
+
 def _lower_call(lowering: Lowering, function: Function, site: Site, target: str) -> None:
     kind = ir.SiteKind.CALL if site.kind == "call" else ir.SiteKind.TAIL_CALL
     owner = function.parent or function.name
-    rule = lowering.policy.call(target)
+    rule = lowering.policy.call(target, owner)
     if rule is None or not rule.allowed:
         probe = lowering.probed_offset(function, site, kind)
         if probe is not None:
@@ -75,7 +82,7 @@ def _lower_call(lowering: Lowering, function: Function, site: Site, target: str)
                 note=f"call of {target}",
             )
         return
-    gate = lowering.policy.gate(target)
+    gate = lowering.policy.gate(target, owner)
     if gate is None:
         lowering.discharge(
             function,
@@ -95,7 +102,9 @@ def _lower_call(lowering: Lowering, function: Function, site: Site, target: str)
             saves = keeps_arguments and kind is ir.SiteKind.CALL
             suffix = "" if kind is ir.SiteKind.CALL else "_tail"
             check = lowering.check(
-                f"gate_{target}{suffix}", lambda: _gate_check(lowering, gate, saves), gate.span
+                f"gate_{gate_name(lowering, gate)}{suffix}",
+                lambda: _gate_check(lowering, gate, saves),
+                gate.span,
             )
             lowering.add_site(
                 function,
@@ -143,7 +152,9 @@ def _lower_after(
             )
         )
         return
-    check = lowering.check(f"after_{gate.function}", lambda: _after_check(lowering, gate, after), gate.span)
+    check = lowering.check(
+        f"after_{gate_name(lowering, gate)}", lambda: _after_check(lowering, gate, after), gate.span
+    )
     lowering.add_site(
         function,
         behind,

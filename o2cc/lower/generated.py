@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
@@ -14,6 +15,14 @@ from o2cc.lower.expressions import Expressions, Place
 from o2cc.lower.places import emit_layout, symbol_address
 from o2cc.lower.rules import Instance, emit_instances
 from o2cc.policy import model
+
+
+@dataclass(frozen=True)
+class KernelTarget:
+    """A function outside the compartment that code of these scope classes may call through a pointer."""
+
+    function: str
+    scopes: int
 
 
 def is_slab(lowering: Lowering) -> ir.Function:
@@ -39,15 +48,15 @@ def preempt_count(lowering: Lowering) -> ir.Function:
 
 
 def resolve_symbols(
-    lowering: Lowering, named: Sequence[Instance], targets: Sequence[str]
+    lowering: Lowering, named: Sequence[Instance], targets: Sequence[KernelTarget]
 ) -> tuple[ir.Function, tuple[str, ...]]:
     """``resolve_symbols(unused)``: fills `layout`, `instances` and `kernel_targets`; and the symbols that nothing
     can locate at run time."""
     code = Builder()
     emit_layout(code, lowering.description)
     lost = emit_instances(code, lowering.description, named)
-    for row, name in enumerate(targets):
-        code.store("kernel_targets", row, "address", code.symbol(name))
+    for row, target in enumerate(targets):
+        code.store("kernel_targets", row, "address", code.symbol(target.function))
     code.give_back(1)
     return ir.Function("resolve_symbols", ("unused",), code.finish()), lost
 
@@ -74,11 +83,7 @@ def in_behind(lowering: Lowering) -> ir.Function:
             if area is None:
                 continue
             start, length = area
-            classes = sum(
-                1 << n
-                for n, members in enumerate(lowering.scopes.classes)
-                if grant.scope is None or index in members
-            )
+            classes = lowering.scopes.mask_of_rule(("grant", index), grant.scope)
             applies = code.binary(ir.BinaryOperator.AND, scopes, classes)
             applies = code.binary(ir.BinaryOperator.NE, applies, 0)
             present = code.binary(ir.BinaryOperator.NE, start, 0)
@@ -103,19 +108,23 @@ def _area(
 ) -> tuple[ir.Operand, ir.Operand] | None:
     code = expressions.code
     if isinstance(grant, model.BehindGrant):
-        start = code.read(8, code.add(base, grant.offset))
-        if grant.length is None:
-            return start, code.call("size_of_object", start)
-        return start, expressions.at(base).value(grant.length)
+        pointer = code.read(8, code.add(base, grant.offset))
+        inner = expressions.at(base)
+        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
+        present = code.binary(ir.BinaryOperator.NE, pointer, 0)
+        return code.select(present, start, 0), inner.value(grant.length)
     # include/net/netns/generic.h net_generic, 6.1: net->gen->ptr[id]
     fields = lowering.description.types
     generic = fields.find_field("net", "gen")
     array = fields.find_field("net_generic", "ptr")
     variable = symbol_address(code, lowering.description, grant.variable)
-    if generic is None or array is None or variable is None:
+    if generic is None or array is None or variable is None or len(grant.ranges) != 1:
         return None
     number = code.read(4, variable)
     table = code.read(8, code.add(base, generic.offset))
     slot = code.add(table, code.binary(ir.BinaryOperator.SHL, number, 3))
-    start = code.read(8, code.add(slot, array.offset))
-    return start, grant.size if grant.size is not None else code.call("size_of_object", start)  # type: ignore[return-value]
+    area = code.read(8, code.add(slot, array.offset))
+    first, last = grant.ranges[0]
+    if grant.struct is None:
+        return area, code.call("size_of_object", area)
+    return code.add(area, first), ir.Constant(last - first)

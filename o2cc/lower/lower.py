@@ -65,19 +65,29 @@ def lower(policy: CheckedPolicy, description: Description, library: dict[str, So
     return _assemble(lowering, library)
 
 
-def _indirect_targets(lowering: Lowering) -> tuple[str, ...]:
+def _indirect_targets(lowering: Lowering) -> tuple[generated.KernelTarget, ...]:
     """Kernel functions that may be called through a pointer, by name."""
-    own = lowering.description.function_by_name
-    return tuple(sorted(name for name in lowering.policy.indirect.functions if name not in own))
+    policy, own = lowering.policy, lowering.description.function_by_name
+    masks: dict[str, int] = {}
+    rules = [(("icall", -1), policy.indirect)]
+    rules += [(("icall", index), targets) for index, targets in enumerate(policy.scoped_indirect)]
+    for rule, targets in rules:
+        mask = lowering.scopes.mask_of_rule(rule, targets.scope)
+        for name in targets.functions:
+            if name not in own:
+                masks[name] = masks.get(name, 0) | mask
+    return tuple(generated.KernelTarget(name, mask) for name, mask in sorted(masks.items()))
 
 
 def _own_targets(lowering: Lowering) -> tuple[str, ...]:
-    """Own functions that may be called through a pointer."""
+    """Own functions that may be called through a pointer, from anywhere in the compartment."""
     policy = lowering.policy
-    named = set(policy.indirect.functions) | {entry.function for entry in policy.entries}
-    if policy.indirect.own:
-        named |= {f.name for f in lowering.description.functions if f.address_taken or f.exported}
-    return tuple(sorted(named))
+    named = {entry.function for entry in policy.entries}
+    for targets in (policy.indirect, *policy.scoped_indirect):
+        named |= set(targets.functions)
+        if targets.own:
+            named |= {f.name for f in lowering.description.functions if f.address_taken or f.exported}
+    return tuple(sorted(named - set(policy.indirect.excluded)))
 
 
 def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
@@ -114,7 +124,13 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
         grants,
         caches,
         instance_table(named),
-        ir.Table("kernel_targets", (("address", 8),), (), max(1, len(kernel_targets)), writable=True),
+        ir.Table(
+            "kernel_targets",
+            (("address", 8), ("scopes", 8)),
+            tuple((0, t.scopes) for t in kernel_targets),
+            max(1, len(kernel_targets)),
+            writable=True,
+        ),
     )
     functions = (
         generated.is_slab(lowering),

@@ -17,7 +17,7 @@ from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Description, TypeTable
 from o2cc.lower.caches import CACHE_STRUCTS, INSTANCES, name_words
 from o2cc.lower.places import symbol_address
-from o2cc.policy.model import CheckedPolicy, StructGrant, SymbolGrant
+from o2cc.policy.model import CheckedPolicy, Scope, StructGrant, SymbolGrant
 from o2cc.policy.ranges import decide, normalize
 
 MAXIMUM_TYPES = 64
@@ -58,25 +58,35 @@ def number_types(policy: CheckedPolicy, description: Description) -> Types:
     return Types({t.struct: 1 << index for index, t in enumerate(policy.types)}, description.types)
 
 
+ScopedRule = tuple[str, int]  # ("grant" | "icall", index in the policy)
+
+
 @dataclass(frozen=True)
 class Scopes:
     """Scope class of every function; class 0 is that of functions that no scoped rule speaks of."""
 
-    classes: tuple[frozenset[int], ...]  # per class: the scoped grants (by index) that speak of it
+    classes: tuple[frozenset[ScopedRule], ...]  # per class: the scoped rules that speak of it
     representative: tuple[str | None, ...]
     of_function: Mapping[str, int]
 
     def mask(self, function: str) -> int:
+        """The bit of the class of a function."""
         return 1 << self.of_function.get(function, 0)
+
+    def mask_of_rule(self, rule: ScopedRule, scope: Scope | None) -> int:
+        """The bits of the classes that a rule is for."""
+        return sum(1 << n for n, members in enumerate(self.classes) if scope is None or rule in members)
 
 
 def classify_functions(policy: CheckedPolicy) -> Scopes:
     """Raises DiagnosticError (O2C0511) when there are more classes than a mask holds."""
-    memberships: dict[str, set[int]] = {}
-    for index, grant in enumerate(policy.grants):
-        for function in grant.scope.functions if grant.scope else ():
-            memberships.setdefault(function, set()).add(index)
-    classes: list[frozenset[int]] = [frozenset()]
+    memberships: dict[str, set[ScopedRule]] = {}
+    rules = [(("grant", index), grant.scope) for index, grant in enumerate(policy.grants)]
+    rules += [(("icall", index), targets.scope) for index, targets in enumerate(policy.scoped_indirect)]
+    for rule, scope in rules:
+        for function in scope.functions if scope else ():
+            memberships.setdefault(function, set()).add(rule)
+    classes: list[frozenset[ScopedRule]] = [frozenset()]
     representative: list[str | None] = [None]
     of_function: dict[str, int] = {}
     for function in sorted(memberships):
@@ -141,10 +151,7 @@ def instances(
     found: list[Instance] = []
     for index, grant in enumerate(policy.grants):
         if isinstance(grant, SymbolGrant) and grant.allows:
-            if grant.scope is None:
-                mask = (1 << len(scopes.classes)) - 1
-            else:
-                mask = sum(1 << n for n, members in enumerate(scopes.classes) if index in members)
+            mask = scopes.mask_of_rule(("grant", index), grant.scope)
             found.append(Instance(grant.symbol, grant.offset, grant.size, 0, mask))
     for struct, names in sorted(INSTANCES.items()):
         layout = description.types.struct_by_name.get(struct)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system calls that libbpf has no function for, or whose function wants a name where we have an address.
+
+Numbers and structs: include/uapi/linux/bpf.h, include/uapi/linux/perf_event.h, x86-64 syscall table (6.1).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from pathlib import Path
+
+_SYS_PERF_EVENT_OPEN = 298
+_SYS_BPF = 321
+
+_BPF_OBJ_PIN = 6
+_BPF_OBJ_GET = 7
+_BPF_OBJ_GET_INFO_BY_FD = 15
+_BPF_RAW_TRACEPOINT_OPEN = 17
+_BPF_LINK_CREATE = 28
+_BPF_PERF_EVENT = 41  # enum bpf_attach_type
+_PERF_FLAG_FD_CLOEXEC = 8
+_PERF_ATTR_SIZE = 112  # PERF_ATTR_SIZE_VER5
+
+_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    result = int(_libc.syscall(number, *arguments))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"), 128)
+    return _syscall(_SYS_BPF, command, ctypes.byref(buffer), 128)
+
+
+def _c_string(text: str) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(text.encode())
+
+
+def kprobe_event(address: int, *, on_return: bool = False) -> int:
+    """A perf event for a kprobe at a kernel address; the descriptor.  Raises OSError."""
+    kind = int((_KPROBE_PMU / "type").read_text())
+    attribute = bytearray(_PERF_ATTR_SIZE)
+    struct.pack_into("<IIQ", attribute, 0, kind, _PERF_ATTR_SIZE, 1 if on_return else 0)
+    # config1 = 0: no name; config2 is then the address (kernel/trace/trace_event_perf.c perf_kprobe_init, 6.1).
+    struct.pack_into("<QQ", attribute, 56, 0, address)
+    buffer = ctypes.create_string_buffer(bytes(attribute), _PERF_ATTR_SIZE)
+    return _syscall(_SYS_PERF_EVENT_OPEN, ctypes.byref(buffer), -1, 0, -1, _PERF_FLAG_FD_CLOEXEC)
+
+
+def link_perf_event(program: int, event: int, cookie: int) -> int:
+    """Attach a program to a perf event with a cookie; the link's descriptor.  Raises OSError."""
+    return _bpf(_BPF_LINK_CREATE, struct.pack("<IIIIQ", program, event, _BPF_PERF_EVENT, 0, cookie))
+
+
+def open_raw_tracepoint(program: int, name: str) -> int:
+    """Attach a program to a raw tracepoint; the link's descriptor.  Raises OSError."""
+    text = _c_string(name)
+    return _bpf(_BPF_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text), program))
+
+
+def pin(descriptor: int, path: Path) -> None:
+    """Give a BPF object a name in bpffs, which keeps it alive.  Raises OSError."""
+    text = _c_string(str(path))
+    _bpf(_BPF_OBJ_PIN, struct.pack("<QII", ctypes.addressof(text), descriptor, 0))
+
+
+def get_pinned(path: Path) -> int:
+    """Descriptor of a pinned BPF object.  Raises OSError."""
+    text = _c_string(str(path))
+    return _bpf(_BPF_OBJ_GET, struct.pack("<QII", ctypes.addressof(text), 0, 0))
+
+
+def missed_runs(program: int) -> int:
+    """How often the program did not run because another BPF program was active on the processor.
+
+    ``bpf_prog_info.recursion_misses``; kernels before 6.3 do not count it for kprobes.  Raises OSError.
+    """
+    information = ctypes.create_string_buffer(232)
+    _bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, 232, ctypes.addressof(information)))
+    return int(struct.unpack_from("<Q", information.raw, 208)[0])

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the running kernel says of itself: release, build ids, addresses, settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from o2cc.diagnostics import Diagnostic, error
+
+_OPTIMIZATION = Path("/proc/sys/debug/kprobes-optimization")
+
+
+def build_id(notes: bytes) -> str:
+    """Hex of the NT_GNU_BUILD_ID note in a notes section, "" if there is none (gABI, notes)."""
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = (int.from_bytes(notes[at + i : at + i + 4], "little") for i in (0, 4, 8))
+        name_end = at + 12 + (name_size + 3) // 4 * 4
+        if kind == 3 and notes[at + 12 : at + 15] == b"GNU":
+            return notes[name_end : name_end + size].hex()
+        at = name_end + (size + 3) // 4 * 4
+    return ""
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+def kernel_build_id() -> str:
+    """Build id of the running kernel, "" when it cannot be read."""
+    return build_id(_read("/sys/kernel/notes"))
+
+
+def module_build_id(name: str) -> str:
+    """Build id of a loaded module, "" when it is not loaded."""
+    return build_id(_read(f"/sys/module/{name.replace('-', '_')}/notes/.note.gnu.build-id"))
+
+
+def module_loaded(name: str) -> bool:
+    """Whether a module of that name is loaded (and not built in)."""
+    return Path(f"/sys/module/{name.replace('-', '_')}/initstate").exists()
+
+
+def mismatches(identity: Mapping[str, str]) -> tuple[Diagnostic, ...]:
+    """Why an object with this identity is not for the running kernel (O2C0810, O2C0811); empty when it is."""
+    found: list[Diagnostic] = []
+    release = os.uname().release
+    if identity.get("release") != release:
+        found.append(
+            error(
+                "O2C0810",
+                f"this object is for kernel `{identity.get('release')}`, and `{release}` runs here",
+                help="compile the policy again with `o2cc --kernel` for this kernel",
+            )
+        )
+        return tuple(found)
+    wanted, running = identity.get("kernel_build_id", ""), kernel_build_id()
+    if wanted and running and wanted != running:
+        found.append(
+            error(
+                "O2C0810",
+                f"this object is for another build of kernel `{release}`",
+                notes=(
+                    f"build id of the object's kernel: {wanted}",
+                    f"build id of the running kernel: {running}",
+                ),
+                help="scan this kernel with `o2c scan`, then compile the policy again",
+            )
+        )
+    if identity.get("kind") == "module":
+        name = identity.get("target", "")
+        if not module_loaded(name):
+            found.append(error("O2C0811", f"the module `{name}` is not loaded", help=f"modprobe {name}"))
+        elif identity.get("build_id") and module_build_id(name) != identity["build_id"]:
+            found.append(
+                error(
+                    "O2C0811",
+                    f"the loaded module `{name}` is another build than the one described",
+                    notes=(
+                        f"described: {identity['build_id']}",
+                        f"loaded: {module_build_id(name) or 'no build id'}",
+                    ),
+                    help="scan the module that is loaded with `o2c scan`, then compile the policy again",
+                )
+            )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """Addresses of functions: unique ones by name, and the names that several share."""
+
+    addresses: Mapping[str, int]
+    ambiguous: frozenset[str]
+
+
+def read_symbols(module: str | None) -> Symbols:
+    """Functions of a module (None: of the kernel itself) from /proc/kallsyms; addresses need root."""
+    addresses: dict[str, int] = {}
+    ambiguous: set[str] = set()
+    tag = f"[{module.replace('-', '_')}]" if module else ""
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            parts = line.split()
+            if (parts[3] if len(parts) > 3 else "") != tag or parts[1] not in "tTwW":
+                continue
+            if parts[2] in addresses and addresses[parts[2]] != int(parts[0], 16):
+                ambiguous.add(parts[2])
+            addresses.setdefault(parts[2], int(parts[0], 16))
+    return Symbols(addresses, frozenset(ambiguous))
+
+
+def read_modules_symbols(names: Iterable[str]) -> dict[str, int]:
+    """Addresses of functions by name, whatever module they are in; the first of several."""
+    wanted = set(names)
+    found: dict[str, int] = {}
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            parts = line.split()
+            if parts[2] in wanted:
+                found.setdefault(parts[2], int(parts[0], 16))
+    return found
+
+
+class KprobeOptimizationOff:
+    """Keeps the kernel from optimizing probes one by one while many are placed; restores the setting after."""
+
+    def __enter__(self) -> None:
+        self._before = _read(str(_OPTIMIZATION)).strip()
+        if self._before == b"1":
+            _OPTIMIZATION.write_text("0")
+
+    def __exit__(self, *_: object) -> None:
+        if self._before == b"1":
+            _OPTIMIZATION.write_text("1")
