@@ -524,7 +524,20 @@ class Dangerous:
     span: Span
 
 
-Effect = Writes | Reads | Frees | Allocates | Gives | Takes | Lends | StoresCallback | Pure | Dangerous
+Effect = (
+    Writes
+    | Reads
+    | Frees
+    | Allocates
+    | Gives
+    | Takes
+    | Lends
+    | StoresCallback
+    | Shares
+    | Returns
+    | Pure
+    | Dangerous
+)
 
 
 # --- gates and entries ------------------------------------------------------------------------------------

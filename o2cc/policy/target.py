@@ -19,9 +19,10 @@ def is_plumbing(name: str) -> bool:
 
 @dataclass(frozen=True)
 class TargetCode:
-    """A view of a description (None: of nothing)."""
+    """A view of a description (None: of nothing), of all of its code or of the functions ``members`` only."""
 
     description: Description | None
+    members: frozenset[str] | None = None
 
     @cached_property
     def functions(self) -> Mapping[str, Function]:
@@ -31,7 +32,7 @@ class TargetCode:
         return {
             name: function
             for name, function in self.description.function_by_name.items()
-            if function.parent is None
+            if function.parent is None and (self.members is None or name in self.members)
         }
 
     @cached_property
@@ -40,12 +41,13 @@ class TargetCode:
         found: dict[str, set[str]] = {}
         if self.description is None:
             return {}
-        own = self.description.function_by_name
-        for function in self.description.functions:
+        parts = self.description.function_by_name
+        for function in self._parts():
             for site in function.sites:
-                if site.kind not in _CALL_KINDS or site.target is None:
+                if site.kind not in _CALL_KINDS or site.target is None or is_plumbing(site.target):
                     continue
-                if site.target in own or is_plumbing(site.target):
+                known = parts.get(site.target)
+                if known is not None and (known.parent or known.name) in self.functions:
                     continue
                 found.setdefault(site.target, set()).add(function.parent or function.name)
         return {name: tuple(sorted(callers)) for name, callers in sorted(found.items())}
@@ -79,12 +81,16 @@ class TargetCode:
 
     def calls_of(self, callee: str) -> Iterator[tuple[Function, Site]]:
         """All direct calls of a function outside."""
-        if self.description is None:
-            return
-        for function in self.description.functions:
+        for function in self._parts():
             for site in function.sites:
                 if site.kind in _CALL_KINDS and site.target == callee:
                     yield function, site
+
+    def _parts(self) -> Iterator[Function]:
+        """The functions of the target with their `.cold` parts."""
+        for function in self.description.functions if self.description is not None else ():
+            if (function.parent or function.name) in self.functions:
+                yield function
 
     def function_at(self, address: StaticAddress) -> str | None:
         """The own function that begins at a static address."""
