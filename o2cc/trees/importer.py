@@ -335,3 +335,21 @@ def import_pickle(path: Path, *, trusted: bool) -> Imported:
             "O2C0713", f"the pickle cannot be read: {type(problem).__name__}: {str(problem)[:200]}", str(path)
         )
     return import_estimator(estimator, str(path))
+
+
+def looks_like_pickle(path: Path) -> bool:
+    """Whether a file is a pickle or a compressed joblib file, by its first bytes; False when unreadable."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2)
+    except OSError:
+        return False
+    return start[:1] == b"\x80" or start in (
+        b"\x1f\x8b",
+        b"BZ",
+        b"\xfd7",
+        b"x\x9c",
+        b"x\x01",
+        b"x\xda",
+        b"\x04\x22",
+    )

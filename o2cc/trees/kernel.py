@@ -13,13 +13,14 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
 
 from o2cc.trees.bytecode import CALL_FUNCTION, FUNCTION, MAP_FD, MAP_VALUE, Assembler, Op
-from o2cc.trees.compile import CompiledTree, Form, Subprogram
+from o2cc.trees.compile import CompiledTree, Subprogram
 from o2cc.trees.tree import Indices, Words
 
 SYSCALL_BPF = 321
@@ -38,7 +39,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class KernelRunError(Exception):
-    """The kernel refused something; `log` is what its verifier said last, one line an item."""
+    """The kernel refused something.
+
+    `log` is what its verifier said last, one line an item; empty when the verifier was not even reached, for
+    lack of rights or of BPF.
+    """
 
     def __init__(self, message: str, log: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -65,16 +70,6 @@ class Effort:
 
     processed: int
     machine_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class KernelRun:
-    """Outcomes by vector, and nanoseconds of one prediction without the loop around it."""
-
-    outcomes: Indices
-    nanoseconds: float
-    effort: Effort
-    release: str
 
 
 class ArrayMap:
@@ -271,31 +266,55 @@ def empty_tree() -> tuple[Subprogram, ...]:
     return (Subprogram("tree", code),)
 
 
-def run_in_kernel(compiled: CompiledTree, vectors: Words, *, seconds: float = 0.3) -> KernelRun:
-    """Outcome of every vector, uint64 of shape (n, features of the compiled tree).
+class LoadedTree:
+    """A compiled tree in the kernel, fed from a batch of vectors; use it as a context.
 
-    About `seconds` go into the measurement of time.  Raises KernelRunError when the kernel refuses.
+    Raises KernelRunError when the kernel refuses, with its verifier's last lines.
     """
-    stride = 8 * (vectors.shape[1] + 1)
-    batch = max(1, min(len(vectors), BATCH_BYTES // stride, MOST_LOOPS))
-    outcomes = np.zeros(len(vectors), dtype=np.int64)
-    with ArrayMap(stride, batch) as elements, ArrayMap(max(len(compiled.table), 8), 1) as table:
-        table.memory[: len(compiled.table)] = compiled.table
-        fds = (elements.descriptor, table.descriptor if compiled.form is Form.TABLE else 0)
-        with Program(driver(compiled.subprograms, batch, stride, *fds)) as program:
-            words = np.frombuffer(elements.memory, dtype=np.uint64, count=batch * stride // 8).reshape(
-                batch, -1
-            )
-            for start in range(0, len(vectors), batch):
-                part = vectors[start : start + batch]
-                words[: len(part), :-1] = part
-                words[:, -1] = np.uint64(2**64 - 1)
-                program.run()
-                outcomes[start : start + len(part)] = words[: len(part), -1].astype(np.int64)
-            del words
-            with Program(driver(empty_tree(), batch, stride, *fds)) as empty:
-                nanoseconds = max(0.0, (_time(program, seconds) - _time(empty, seconds / 3)) / batch)
-            return KernelRun(outcomes, nanoseconds, program.effort(), os.uname().release)
+
+    def __init__(self, compiled: CompiledTree, batch: int) -> None:
+        self.width = len(compiled.features)
+        self.stride = 8 * (self.width + 1)
+        self.batch = max(1, min(batch, BATCH_BYTES // self.stride, MOST_LOOPS))
+        self.release = os.uname().release
+        with ExitStack() as stack:
+            self._elements = stack.enter_context(ArrayMap(self.stride, self.batch))
+            table = stack.enter_context(ArrayMap(max(len(compiled.table), 8), 1))
+            table.memory[: len(compiled.table)] = compiled.table
+            self._maps = (self._elements.descriptor, table.descriptor)
+            whole = driver(compiled.subprograms, self.batch, self.stride, *self._maps)
+            self._program = stack.enter_context(Program(whole))
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> LoadedTree:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def predict(self, vectors: Words) -> Indices:
+        """Outcome of every vector: uint64 of shape (n, features of the compiled tree) to shape (n,)."""
+        outcomes = np.zeros(len(vectors), dtype=np.int64)
+        count = self.batch * self.stride // 8
+        words = np.frombuffer(self._elements.memory, dtype=np.uint64, count=count).reshape(self.batch, -1)
+        for start in range(0, len(vectors), self.batch):
+            part = vectors[start : start + self.batch]
+            words[: len(part), :-1] = part
+            words[:, -1] = np.uint64(2**64 - 1)
+            self._program.run()
+            outcomes[start : start + len(part)] = words[: len(part), -1].astype(np.int64)
+        return outcomes
+
+    def nanoseconds(self, seconds: float = 0.3) -> float:
+        """Time of one prediction of the batch's present vectors, without the loop around it."""
+        with Program(driver(empty_tree(), self.batch, self.stride, *self._maps)) as empty:
+            return max(0.0, (_time(self._program, seconds) - _time(empty, seconds / 3)) / self.batch)
+
+    def effort(self) -> Effort:
+        """What the verifier and the JIT say of the program."""
+        return self._program.effort()
 
 
 def _time(program: Program, seconds: float) -> float:
