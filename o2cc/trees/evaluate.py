@@ -62,13 +62,13 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class Operating:
-    """What happens when only leaves with at least `confidence` may decide.
+    """What happens when only leaves whose held-out bound is at least `limit` may decide.
 
     `coverage` is the share of samples that are decided.  `unsafe_accepts` is the share of foreign samples
     that are called own, `false_rejects` the share of own samples that are called foreign.
     """
 
-    confidence: float
+    limit: float
     coverage: float
     unsafe_accepts: float
     false_rejects: float
@@ -112,6 +112,7 @@ def evaluate(
     true: Indices,
     predicted: Indices,
     confidence: Floats,
+    trust: Floats,
     groups: Sequence[object] | NDArray[np.object_],
     names: Sequence[str],
     *,
@@ -122,6 +123,7 @@ def evaluate(
 ) -> Quality:
     """Quality of predictions; arrays of shape (n,), `groups` are the boots that the bootstrap draws.
 
+    `confidence` is held against accuracy, `trust` decides at the operating points.
     Macro figures are over classes with at least `least` samples.  Intervals are percentiles of `repeats`
     draws of whole boots with replacement, since samples of one boot are not independent.
     """
@@ -156,7 +158,7 @@ def evaluate(
         accuracy=float(np.trace(matrix) / max(len(true), 1)),
         confusion=tuple(tuple(row) for row in matrix.tolist()),
         calibration=calibration(true == predicted, confidence),
-        operating=operating_points(true, predicted, confidence, names, own),
+        operating=operating_points(true, predicted, trust, names, own),
         samples=len(true),
     )
 
@@ -178,20 +180,20 @@ def calibration(correct: NDArray[np.bool_], confidence: Floats) -> tuple[Calibra
     )
 
 
-OPERATING_CONFIDENCES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+OPERATING_LIMITS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
 def operating_points(
-    true: Indices, predicted: Indices, confidence: Floats, names: Sequence[str], own: frozenset[str]
+    true: Indices, predicted: Indices, trust: Floats, names: Sequence[str], own: frozenset[str]
 ) -> tuple[Operating, ...]:
-    """Unsafe accepts and false rejects at several confidences.
+    """Unsafe accepts and false rejects at several limits of trust.
 
     With `own` empty each class is the own one in turn and the rates are over all such turns.
     """
     owns = [np.array([name in own for name in names])] if own else list(np.eye(len(names), dtype=np.bool_))
     points = []
-    for limit in OPERATING_CONFIDENCES:
-        decided = confidence >= limit
+    for limit in OPERATING_LIMITS:
+        decided = trust >= limit
         accepts = foreign = rejects = mine = 0
         for is_own in owns:
             truly, called = is_own[true], is_own[predicted]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2cc.trees.features import WordClass
-from o2cc.trees.tree import Feature, FeatureKind, IntegerTree, Words
+from o2cc.trees.tree import Feature, FeatureKind, IntegerTree, Leaf, Words
 
 MULTIPLY_ADD = 3
 """Instructions of one product in a sum: load or move, multiply, add."""
@@ -27,10 +27,15 @@ COMPARE = 3
 
 @dataclass(frozen=True)
 class FamilyResult:
-    """Predictions of one family on held-out rows, and its estimated cost in BPF instructions."""
+    """Predictions of one family on held-out rows, and its estimated cost in BPF instructions.
+
+    `confidence` is the share or probability that the model gives its answer; `trust` is what decides whether
+    the answer may be acted on: for trees the leaf's held-out bound, for other families the confidence.
+    """
 
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    trust: NDArray[np.float64]
     instructions: int
 
 
@@ -65,7 +70,8 @@ def run_forest(
     cost = sum(cost_of_tree(tree) + MULTIPLY_ADD for tree in model.estimators_) + COMPARE * len(
         model.classes_
     )
-    return FamilyResult(model.classes_[shares.argmax(axis=1)], shares.max(axis=1), cost)
+    confidence = shares.max(axis=1)
+    return FamilyResult(model.classes_[shares.argmax(axis=1)], confidence, confidence, cost)
 
 
 def run_linear(
@@ -79,7 +85,8 @@ def run_linear(
     shares = model.predict_proba(dense_inputs(features, held_out))
     outputs = len(model.classes_) if len(model.classes_) > 2 else 1
     cost = _sum_cost(features, outputs) + COMPARE * outputs
-    return FamilyResult(model.classes_[shares.argmax(axis=1)], shares.max(axis=1), cost)
+    confidence = shares.max(axis=1)
+    return FamilyResult(model.classes_[shares.argmax(axis=1)], confidence, confidence, cost)
 
 
 def run_network(
@@ -94,11 +101,13 @@ def run_network(
     shares = model.predict_proba(dense_inputs(features, held_out))
     outputs = len(model.classes_)
     cost = _sum_cost(features, hidden) + hidden * (2 + outputs * MULTIPLY_ADD) + COMPARE * outputs
-    return FamilyResult(model.classes_[shares.argmax(axis=1)], shares.max(axis=1), cost)
+    confidence = shares.max(axis=1)
+    return FamilyResult(model.classes_[shares.argmax(axis=1)], confidence, confidence, cost)
 
 
-def tree_confidence(tree: IntegerTree, vectors: Words) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Class number and leaf confidence of each vector."""
-    reached = tree.apply(vectors)
-    confidence = np.array([getattr(node, "confidence", 0.0) for node in tree.nodes])
-    return tree.arrays.label[reached], confidence[reached]
+def run_tree(tree: IntegerTree, held_out: Words, instructions: int) -> FamilyResult:
+    """What a trained tree says; a leaf without a bound is never trusted."""
+    reached = tree.apply(held_out)
+    confidence = np.array([node.confidence if isinstance(node, Leaf) else 0.0 for node in tree.nodes])
+    trust = np.array([node.bound or 0.0 if isinstance(node, Leaf) else 0.0 for node in tree.nodes])
+    return FamilyResult(tree.arrays.label[reached], confidence[reached], trust[reached], instructions)

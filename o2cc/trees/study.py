@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from o2cc.trees.evaluate import Quality, evaluate
-from o2cc.trees.families import FamilyResult, run_forest, run_linear, run_network, tree_confidence
+from o2cc.trees.families import FamilyResult, run_forest, run_linear, run_network, run_tree
 from o2cc.trees.features import extract, feature_set
 from o2cc.trees.importer import import_estimator
-from o2cc.trees.train import AXES, Samples, Trained, fit, fold_masks, instructions_of, rank_features
+from o2cc.trees.train import AXES, Samples, Trained, fit_with_bounds, fold_masks, instructions_of
 
 MOST_FOLDS = 10
 
@@ -96,9 +96,9 @@ def study(trained: Trained, *, own: frozenset[str], least: int, seed: int, famil
 
 
 def _run_tree(train: Samples, test: Samples, trained: Trained, seed: int) -> FamilyResult:
-    imported = fit(train, trained.shape, rank_features(train, seed), seed)
-    predicted, confidence = tree_confidence(imported.tree, test.vectors)
-    return FamilyResult(predicted, confidence, instructions_of(imported.tree))
+    """As `train` makes its tree: some of the boots only give the leaves their bounds."""
+    tree = fit_with_bounds(train, trained.shape, seed)
+    return run_tree(tree, test.vectors, instructions_of(tree))
 
 
 def _family_runs(trained: Trained, seed: int) -> Iterator[tuple[str, Any]]:
@@ -116,15 +116,15 @@ def _family_runs(trained: Trained, seed: int) -> Iterator[tuple[str, Any]]:
 def _held_out(samples: Samples, masks: list[NDArray[np.bool_]], run: Any) -> FamilyResult:
     """Predictions for every row, each made by a model that has not seen its group."""
     predicted = np.zeros(len(samples.target), dtype=np.int64)
-    confidence = np.zeros(len(samples.target))
+    confidence, trust = np.zeros(len(samples.target)), np.zeros(len(samples.target))
     cost = 0
     for mask in masks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # models that did not converge are judged by their quality
             part = run(samples.take(~mask), samples.take(mask))
-        predicted[mask], confidence[mask] = part.predicted, part.confidence
+        predicted[mask], confidence[mask], trust[mask] = part.predicted, part.confidence, part.trust
         cost = max(cost, part.instructions)
-    return FamilyResult(predicted, confidence, cost)
+    return FamilyResult(predicted, confidence, trust, cost)
 
 
 def _entries(
@@ -144,6 +144,7 @@ def _entries(
             samples.target[rows],
             result.predicted[rows],
             result.confidence[rows],
+            result.trust[rows],
             profile.boot[rows],
             samples.classes,
             own=own,

@@ -7,8 +7,8 @@ addresses, and a random split would ask the tree about what it has seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,12 +133,6 @@ def prepare(profile: Profile, options: Options) -> tuple[Samples, tuple[Diagnost
     features = feature_set(options.features, profile.words_known)
     target = np.searchsorted(np.array(classes), profile.label.astype(str)).astype(np.int64)
     return Samples(profile, features, extract(features, profile.objects), classes, target), tuple(notes)
-
-
-def leave_one_out(groups: NDArray[np.object_]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Each group's name, with the mask of its rows."""
-    for name in sorted(set(groups.astype(str).tolist())):
-        yield name, groups.astype(str) == name
 
 
 def fold_masks(groups: NDArray[np.object_], folds: int) -> list[NDArray[np.bool_]]:
@@ -318,19 +312,30 @@ def with_held_out_bounds(tree: IntegerTree, held_out: Samples) -> IntegerTree:
     return IntegerTree(nodes, tree.classes, tree.features, tree.provenance)
 
 
-def train(profile: Profile, options: Options, sources: Sequence[str] = ()) -> Trained:
-    """Search, choose, fit; the last quarter of the boots (one at least) is held out for the leaves' bounds.
+def split_for_bounds(samples: Samples) -> NDArray[np.bool_]:
+    """Mask of the samples that are held out for the leaves' bounds: those of a quarter of the boots, at least one.
 
-    `sources` are names of the profiles, for the provenance.
+    Of a single boot nothing is held out, and the mask is all False.
     """
+    masks = fold_masks(samples.profile.boot, 4)
+    return masks[-1] if len(masks) > 1 else np.zeros(len(samples.target), dtype=np.bool_)
+
+
+def fit_with_bounds(samples: Samples, shape: Shape, seed: int) -> IntegerTree:
+    """Fit on most boots and take the bounds of the leaves from the others."""
+    held_out = split_for_bounds(samples)
+    fitting = samples.take(~held_out)
+    tree = fit(fitting, shape, rank_features(fitting, seed), seed).tree
+    return with_held_out_bounds(tree, samples.take(held_out)) if held_out.any() else tree
+
+
+def train(profile: Profile, options: Options, sources: Sequence[str] = ()) -> Trained:
+    """Search, choose, fit.  `sources` are names of the profiles, for the provenance."""
     samples, notes = prepare(profile, options)
     candidates = search(samples, options)
     chosen = choose(candidates, options.budget)
-    folds = fold_masks(samples.profile.boot, 4)
-    held_out = folds[-1]
-    fitting = samples.take(~held_out)
-    imported = fit(fitting, chosen.shape, rank_features(fitting, options.seed), options.seed)
-    cost = instructions_of(imported.tree)
+    tree = fit_with_bounds(samples, chosen.shape, options.seed)
+    cost = instructions_of(tree)
     if cost > options.budget:
         raise DiagnosticError(
             error(
@@ -339,8 +344,10 @@ def train(profile: Profile, options: Options, sources: Sequence[str] = ()) -> Tr
                 help=f"pass --budget {cost} or more",
             )
         )
-    tree = with_held_out_bounds(imported.tree, samples.take(held_out))
-    provenance = _provenance(samples, options, chosen, cost, fitting, samples.take(held_out), sources)
+    held_out = split_for_bounds(samples)
+    provenance = _provenance(
+        samples, options, chosen, cost, samples.take(~held_out), samples.take(held_out), sources
+    )
     return Trained(
         IntegerTree(tree.nodes, tree.classes, tree.features, provenance),
         chosen.shape,
@@ -387,3 +394,8 @@ def _provenance(
         "cross_validated_macro_f1": chosen.macro_f1,
         "bound": "lower end of the exact 95% interval of the leaf's precision on the boots held out",
     }
+
+
+def quick_options(options: Options) -> Options:
+    """The same with a small search."""
+    return replace(options, depths=(6, 12), leaves=(64,), feature_counts=(16,), pruning=(0.0,), folds=3)

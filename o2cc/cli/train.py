@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`o2c train`: profiles -> decision tree and its quality report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from o2cc.cli.tree import shows_diagnostics
+from o2cc.diagnostics import DiagnosticError, error
+from o2cc.report.render import ErrorFormat, write_diagnostics
+
+
+@click.command()
+@click.argument(
+    "profiles", nargs=-1, required=True, metavar="PROFILE.parquet...", type=click.Path(path_type=Path)
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The tree, NAME.tree.json."
+)
+@click.option(
+    "--report", "report_directory", type=click.Path(path_type=Path), help="Directory for text, JSON, plots."
+)
+@click.option(
+    "--features",
+    type=click.Choice(["classes", "raw", "size"]),
+    default="classes",
+    show_default=True,
+    help="Classes of words, or a baseline: raw words, or size and cache flags.",
+)
+@click.option(
+    "--moment",
+    type=click.Choice(["alloc", "access", "free", "all"]),
+    default="all",
+    show_default=True,
+    help="Samples to use.",
+)
+@click.option(
+    "--budget", type=click.IntRange(2), default=4096, show_default=True, help="Most BPF instructions."
+)
+@click.option(
+    "--least", type=click.IntRange(1), default=10, show_default=True, help="Fewest samples of a class."
+)
+@click.option(
+    "--macro-least",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Fewest samples of a class that counts in macro figures.",
+)
+@click.option(
+    "--own", multiple=True, metavar="LABEL", help="A type that the compartment owns; repeat for more."
+)
+@click.option(
+    "--families/--no-families", default=True, help="Compare with a forest, a linear model, a neural net."
+)
+@click.option("--quick", is_flag=True, help="Search a few shapes only, to try things out.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@shows_diagnostics
+def train(
+    profiles: tuple[Path, ...],
+    output: Path,
+    report_directory: Path | None,
+    features: str,
+    moment: str,
+    budget: int,
+    least: int,
+    macro_least: int,
+    own: tuple[str, ...],
+    families: bool,
+    quick: bool,
+    seed: int,
+) -> None:
+    """Train a decision tree on profiles of kernel objects.
+
+    Depth, leaves and features are chosen by cross-validation over boots, within the budget. The report tells
+    how well the tree does on boots, workloads and kernels that it has not seen.
+    """
+    try:
+        import pyarrow  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as problem:
+        raise DiagnosticError(
+            error("O2C0726", f"training needs `{problem.name}`", help="pip install 'o2c[trees]'")
+        ) from None
+    from o2cc.trees.dataset import read_profiles
+    from o2cc.trees.file import write_tree
+    from o2cc.trees.report import report_as_text
+    from o2cc.trees.study import study
+    from o2cc.trees.train import Options, quick_options
+    from o2cc.trees.train import train as train_tree
+
+    options = Options(features=features, moment=moment, budget=budget, least=least, seed=seed)
+    trained = train_tree(
+        read_profiles(profiles),
+        quick_options(options) if quick else options,
+        [path.name for path in profiles],
+    )
+    write_diagnostics(trained.warnings, {}, ErrorFormat.TEXT, sys.stderr)
+    unknown = sorted(set(own) - set(trained.tree.classes))
+    if unknown:
+        raise DiagnosticError(
+            error("O2C0727", f"--own names `{unknown[0]}`, which is no class of the profiles")
+        )
+    write_tree(trained.tree, output)
+    result = study(trained, own=frozenset(own), least=macro_least, seed=seed, families=families)
+    text = "\n".join(report_as_text(trained, result))
+    click.echo(text)
+    if report_directory is not None:
+        _write_report(report_directory, text, json.dumps(result.as_json(), indent=1), result)
+
+
+def _write_report(directory: Path, text: str, document: str, result: object) -> None:
+    from o2cc.trees.file import write_whole
+    from o2cc.trees.report import write_plots
+    from o2cc.trees.study import Study
+
+    assert isinstance(result, Study)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_plots(result, directory)
+    except OSError as problem:
+        raise DiagnosticError(
+            error("O2C0700", f"cannot write the report: {problem.strerror}", path=str(directory))
+        ) from None
+    write_whole(directory / "report.txt", text + "\n")
+    write_whole(directory / "report.json", document + "\n")
