@@ -80,7 +80,8 @@ def build_module(
     *,
     variables: Mapping[str, str] | None = None,
 ) -> Path:
-    """Build the one module in ``source_dir`` against the headers of ``kernel``; return its ``.ko``.
+    """Build what is in ``source_dir`` against the headers of ``kernel``; return the ``.ko`` of the only module,
+    or of the one that has the directory's name.
 
     ``out_dir`` is :func:`modules_dir` unless given; ``variables`` go to make (``{"KCFLAGS": "-DX"}``).
     Raises BuildError.
@@ -91,10 +92,11 @@ def build_module(
     digest = source_hash(source_dir, kernel, variables)
     stamp = out_dir / f".{source_dir.name}.stamp"
     if stamp.exists():
-        known, _, name = stamp.read_text().partition(" ")
-        if known == digest and (out_dir / name).exists():
-            return out_dir / name
-        (out_dir / name).unlink(missing_ok=True)  # no test may use what the sources no longer say
+        known, *names = stamp.read_text().split()
+        if known == digest and names and all((out_dir / name).exists() for name in names):
+            return out_dir / names[0]
+        for name in names:
+            (out_dir / name).unlink(missing_ok=True)  # no test may use what the sources no longer say
         stamp.unlink()
     with tempfile.TemporaryDirectory(prefix="o2c-kbuild-") as scratch:
         work = Path(scratch) / source_dir.name
@@ -106,15 +108,17 @@ def build_module(
         except (OSError, subprocess.TimeoutExpired) as error:
             raise BuildError(f"cannot build {source_dir.name} for {kernel.release}: {error}") from error
         said = (done.stdout + done.stderr).replace(str(work), str(source_dir)).strip()
-        built = sorted(work.glob("*.ko"))
-        if done.returncode != 0 or len(built) != 1:
-            found = "" if done.returncode else f" ({len(built)} modules were built, not one)"
+        # The directory's own module first.
+        built = sorted(work.glob("*.ko"), key=lambda path: (path.stem != source_dir.name, path.name))
+        if done.returncode != 0 or not built:
+            found = "" if done.returncode else " (no module was built)"
             raise BuildError(f"cannot build {source_dir.name} for {kernel.release}{found}:\n{said}")
         # By way of a rename: a guest that is being started never sees half a module.
-        partial = out_dir / f".{built[0].name}.{os.getpid()}"
-        shutil.copy(built[0], partial)
-        partial.rename(out_dir / built[0].name)
-    stamp.write_text(f"{digest} {built[0].name}")
+        for module in built:
+            partial = out_dir / f".{module.name}.{os.getpid()}"
+            shutil.copy(module, partial)
+            partial.rename(out_dir / module.name)
+    stamp.write_text(" ".join((digest, *(module.name for module in built))))
     # The compiler's only: objtool has much to say about code that is written to be odd.
     if warnings := [line for line in said.splitlines() if "warning:" in line and "objtool:" not in line]:
         print("\n".join(warnings), file=sys.stderr)

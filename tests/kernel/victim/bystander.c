@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Stands for the rest of the kernel in tests: owns the objects that attacks aim at, and says in debugfs
+ * (/sys/kernel/debug/bystander/...) whether they were changed.
+ */
+#include <linux/debugfs.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <linux/timer.h>
+
+#include "bystander.h"
+
+#define FOREIGN_SIZE 192
+#define FOREIGN_BYTE 0x5a
+
+static u8 *foreign;
+static struct bystander_shared *shared;
+static struct bystander_other *other;
+static struct list_head *head;
+static struct dentry *directory;
+static u32 secret_calls;
+static u32 updates;
+
+void *bystander_foreign(void)
+{
+	return foreign;
+}
+EXPORT_SYMBOL_GPL(bystander_foreign);
+
+void *bystander_sacrifice(size_t size)
+{
+	return kmalloc(size, GFP_ATOMIC);
+}
+EXPORT_SYMBOL_GPL(bystander_sacrifice);
+
+struct bystander_shared *bystander_get_shared(void)
+{
+	return shared;
+}
+EXPORT_SYMBOL_GPL(bystander_get_shared);
+
+struct bystander_other *bystander_get_other(void)
+{
+	return other;
+}
+EXPORT_SYMBOL_GPL(bystander_get_other);
+
+struct list_head *bystander_list_head(void)
+{
+	return head;
+}
+EXPORT_SYMBOL_GPL(bystander_list_head);
+
+void bystander_update(struct bystander_shared *object)
+{
+	WRITE_ONCE(updates, updates + 1);
+}
+EXPORT_SYMBOL_GPL(bystander_update);
+
+void bystander_secret(void)
+{
+	WRITE_ONCE(secret_calls, secret_calls + 1);
+}
+EXPORT_SYMBOL_GPL(bystander_secret);
+
+void bystander_timer(void *unused)
+{
+	bystander_secret();
+}
+EXPORT_SYMBOL_GPL(bystander_timer);
+
+/* Writing anything puts every object back to its first state. */
+static ssize_t reset_write(struct file *file, const char __user *buffer, size_t count, loff_t *position)
+{
+	memset(foreign, FOREIGN_BYTE, FOREIGN_SIZE);
+	memset(shared, 0, sizeof(*shared));
+	memset(other, 0, sizeof(*other));
+	INIT_LIST_HEAD(head);
+	WRITE_ONCE(secret_calls, 0);
+	WRITE_ONCE(updates, 0);
+	return count;
+}
+
+/* One line: how many foreign bytes changed, the shared object's words, and so on. */
+static ssize_t state_read(struct file *file, char __user *buffer, size_t count, loff_t *position)
+{
+	char text[160];
+	int changed = 0, i, length;
+
+	for (i = 0; i < FOREIGN_SIZE; i++)
+		changed += foreign[i] != FOREIGN_BYTE;
+	length = scnprintf(text, sizeof(text),
+			   "foreign=%d granted=%llu forbidden=%llu other=%llu list=%d secret=%u updates=%u\n",
+			   changed, shared->granted, shared->forbidden, other->words[0],
+			   head->next != head || head->prev != head, READ_ONCE(secret_calls),
+			   READ_ONCE(updates));
+	return simple_read_from_buffer(buffer, count, position, text, length);
+}
+
+static const struct file_operations reset_operations = { .owner = THIS_MODULE, .write = reset_write };
+static const struct file_operations state_operations = { .owner = THIS_MODULE, .read = state_read };
+
+static void release(void)
+{
+	kfree(foreign);
+	kfree(shared);
+	kfree(other);
+	kfree(head);
+}
+
+static int __init bystander_init(void)
+{
+	foreign = kmalloc(FOREIGN_SIZE, GFP_KERNEL);
+	shared = kzalloc(sizeof(*shared), GFP_KERNEL);
+	other = kzalloc(sizeof(*other), GFP_KERNEL);
+	head = kmalloc(sizeof(*head), GFP_KERNEL);
+	if (!foreign || !shared || !other || !head) {
+		release();
+		return -ENOMEM;
+	}
+	memset(foreign, FOREIGN_BYTE, FOREIGN_SIZE);
+	INIT_LIST_HEAD(head);
+	directory = debugfs_create_dir("bystander", NULL);
+	debugfs_create_file("reset", 0200, directory, NULL, &reset_operations);
+	debugfs_create_file("state", 0400, directory, NULL, &state_operations);
+	return 0;
+}
+
+static void __exit bystander_exit(void)
+{
+	debugfs_remove_recursive(directory);
+	release();
+}
+
+module_init(bystander_init);
+module_exit(bystander_exit);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Owner of the objects that the victim module attacks, for tests of O2C");

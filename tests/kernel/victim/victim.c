@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A deliberately vulnerable module: every function below does what an exploited bug would do, with addresses
+ * that the caller chose, or the proper thing with objects of its own.
+ */
+#include <linux/cred.h>
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/skbuff.h>
+#include <linux/slab.h>
+#include <linux/timer.h>
+#include <linux/uaccess.h>
+
+#include "bystander.h"
+#include "victim.h"
+
+struct victim_object {
+	u64 words[8];
+	struct list_head link;
+	void (*action)(void);
+};
+
+static struct victim_object *old_object;
+static void *old_foreign;
+static u32 actions;
+static struct timer_list victim_timer;
+
+/* Places of attack.  Not inlined, so that a report names them. */
+
+static noinline void store_word(u64 *place, u64 value)
+{
+	WRITE_ONCE(*place, value);
+}
+
+static noinline void store_indexed(struct victim_object *object, long index, u64 value)
+{
+	object->words[index] = value;
+}
+
+static noinline void copy_bytes(void *destination, const void *source, size_t length)
+{
+	memcpy(destination, source, length);
+}
+
+static noinline void copy_string(void *destination, const void *source, size_t length)
+{
+	asm volatile("rep movsb" : "+D"(destination), "+S"(source), "+c"(length) : : "memory");
+}
+
+static noinline void set_a_bit(unsigned long *bitmap, long bit)
+{
+	set_bit(bit, bitmap);
+}
+
+static noinline void store_shared(struct bystander_shared *shared, bool forbidden)
+{
+	if (forbidden)
+		WRITE_ONCE(shared->forbidden, 1);
+	else
+		WRITE_ONCE(shared->granted, 1);
+}
+
+/* Writes the return address that is there already, so that the machine survives without a policy. */
+static noinline void store_return_address(bool attack)
+{
+	unsigned long local = 0;
+	unsigned long *frame = __builtin_frame_address(0);
+	unsigned long *place = attack ? frame + 1 : &local;
+
+	OPTIMIZER_HIDE_VAR(place);
+	WRITE_ONCE(*place, READ_ONCE(*place));
+}
+
+static noinline void call_action(struct victim_object *object)
+{
+	object->action();
+}
+
+static noinline void call_update(struct bystander_shared *shared)
+{
+	bystander_update(shared);
+}
+
+static noinline void become_somebody(void)
+{
+	struct cred *credentials = prepare_creds();
+
+	if (credentials)
+		commit_creds(credentials);
+}
+
+static noinline void free_packet(struct sk_buff *packet)
+{
+	kfree_skb(packet);
+}
+
+static noinline void unlink_node(struct list_head *node)
+{
+	/* What list_del does, without the debugging checks of some kernels. */
+	WRITE_ONCE(node->next->prev, node->prev);
+	WRITE_ONCE(node->prev->next, node->next);
+}
+
+static noinline void free_object(void *object)
+{
+	kfree(object);
+}
+
+static noinline void start_timer(struct timer_list *timer)
+{
+	mod_timer(timer, jiffies + 1);
+}
+
+static noinline void own_action(void)
+{
+	WRITE_ONCE(actions, actions + 1);
+}
+
+static void own_timer(struct timer_list *timer)
+{
+	WRITE_ONCE(actions, actions + 1);
+}
+
+static int proper_use(struct victim_object *object)
+{
+	struct victim_object *second = kzalloc(sizeof(*second), GFP_KERNEL);
+	struct sk_buff *packet = alloc_skb(256, GFP_KERNEL);
+	u64 bytes[4] = { 1, 2, 3, 4 };
+
+	if (!second || !packet) {
+		kfree(second);
+		kfree_skb(packet);
+		return -ENOMEM;
+	}
+	store_word(&object->words[0], 1);
+	store_word(&bytes[1], 7);
+	store_indexed(object, 3, 1);
+	copy_bytes(object->words, bytes, sizeof(bytes));
+	copy_bytes(bytes, object->words, sizeof(bytes));
+	copy_string(second->words, bytes, sizeof(bytes));
+	set_a_bit((unsigned long *)object->words, 70);
+	store_shared(bystander_get_shared(), false);
+	store_return_address(false);
+	object->action = own_action;
+	call_action(object);
+	call_update(bystander_get_shared());
+	skb_put_data(packet, bytes, sizeof(bytes));
+	free_packet(packet);
+	INIT_LIST_HEAD(&object->link);
+	list_add(&second->link, &object->link);
+	unlink_node(&second->link);
+	free_object(second);
+	start_timer(&victim_timer);
+	return 0;
+}
+
+static int forged_packet(void)
+{
+	struct sk_buff *packet = alloc_skb(256, GFP_KERNEL);
+	unsigned char *head;
+	void *sacrifice;
+
+	if (!packet)
+		return -ENOMEM;
+	head = packet->head;
+	sacrifice = bystander_sacrifice(ksize(head));
+	if (!sacrifice) {
+		kfree_skb(packet);
+		return -ENOMEM;
+	}
+	memcpy(sacrifice, head, skb_end_offset(packet) + sizeof(struct skb_shared_info));
+	store_word((u64 *)&packet->head, (u64)sacrifice);
+	free_packet(packet);
+	return 0;
+}
+
+static int forged_list(struct victim_object *object)
+{
+	object->link.next = bystander_list_head();
+	object->link.prev = bystander_foreign();
+	unlink_node(&object->link);
+	return 0;
+}
+
+static int use_after_free(void)
+{
+	struct victim_object *object = kzalloc(sizeof(*object), GFP_KERNEL);
+
+	if (!object)
+		return -ENOMEM;
+	free_object(object);
+	/* Bytes in the middle: SLUB keeps its free pointer there in some kernels, so write what is there. */
+	store_word(&object->words[1], READ_ONCE(object->words[1]));
+	return 0;
+}
+
+static int attack(unsigned int command, struct victim_object *object)
+{
+	u64 *foreign = bystander_foreign();
+
+	switch (command) {
+	case VICTIM_HEAP_OVERFLOW:
+		store_indexed(object, foreign - object->words, 1);
+		return 0;
+	case VICTIM_USE_AFTER_FREE:
+		return use_after_free();
+	case VICTIM_ARBITRARY_STORE:
+		store_word(foreign, 1);
+		return 0;
+	case VICTIM_MEMCPY:
+		copy_bytes(foreign, object->words, 16);
+		return 0;
+	case VICTIM_REP_MOVS:
+		copy_string(foreign, object->words, 16);
+		return 0;
+	case VICTIM_BIT_OPERATION:
+		set_a_bit((unsigned long *)foreign, 7);
+		return 0;
+	case VICTIM_SHARED_FIELD:
+		store_shared(bystander_get_shared(), true);
+		return 0;
+	case VICTIM_RETURN_ADDRESS:
+		store_return_address(true);
+		return 0;
+	case VICTIM_FUNCTION_POINTER:
+		object->action = bystander_secret;
+		call_action(object);
+		return 0;
+	case VICTIM_DANGEROUS_CALL:
+		become_somebody();
+		return 0;
+	case VICTIM_FOREIGN_ARGUMENT:
+		call_update(bystander_foreign());
+		return 0;
+	case VICTIM_WRONG_TYPE:
+		call_update((struct bystander_shared *)bystander_get_other());
+		return 0;
+	case VICTIM_FORGED_SKB:
+		return forged_packet();
+	case VICTIM_FORGED_LIST:
+		return forged_list(object);
+	case VICTIM_FOREIGN_FREE:
+		free_object(bystander_sacrifice(64));
+		return 0;
+	case VICTIM_TIMER_CALLBACK:
+		victim_timer.function = (void (*)(struct timer_list *))bystander_timer;
+		start_timer(&victim_timer);
+		return 0;
+	case VICTIM_OLD_OBJECT:
+		store_word(&old_object->words[0], 1);
+		return 0;
+	case VICTIM_OLD_FOREIGN:
+		store_word(old_foreign, 1);
+		return 0;
+	default:
+		return -ENOTTY;
+	}
+}
+
+static long victim_ioctl(struct file *file, unsigned int command, unsigned long unused)
+{
+	struct victim_object *object = kzalloc(sizeof(*object), GFP_KERNEL);
+	long result;
+
+	if (!object)
+		return -ENOMEM;
+	result = command == VICTIM_PROPER ? proper_use(object) : attack(command, object);
+	del_timer_sync(&victim_timer);
+	victim_timer.function = own_timer;
+	kfree(object);
+	return result;
+}
+
+static const struct file_operations victim_operations = {
+	.owner = THIS_MODULE,
+	.unlocked_ioctl = victim_ioctl,
+};
+
+static struct miscdevice victim_device = {
+	.minor = MISC_DYNAMIC_MINOR,
+	.name = "victim",
+	.fops = &victim_operations,
+	.mode = 0600,
+};
+
+static int __init victim_init(void)
+{
+	int result;
+
+	old_object = kzalloc(sizeof(*old_object), GFP_KERNEL);
+	if (!old_object)
+		return -ENOMEM;
+	old_foreign = bystander_get_other();
+	timer_setup(&victim_timer, own_timer, 0);
+	result = misc_register(&victim_device);
+	if (result)
+		kfree(old_object);
+	return result;
+}
+
+static void __exit victim_exit(void)
+{
+	misc_deregister(&victim_device);
+	del_timer_sync(&victim_timer);
+	kfree(old_object);
+}
+
+module_init(victim_init);
+module_exit(victim_exit);
+MODULE_LICENSE("GPL");
+MODULE_DESCRIPTION("Deliberately vulnerable module, for tests of O2C only");

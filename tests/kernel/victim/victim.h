@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What user space asks of the victim module: one ioctl a scenario, attack or proper use.
+ *
+ * Every attack is harmless where nothing stops it: what it overwrites or frees belongs to the bystander
+ * module for that purpose.
+ */
+#ifndef O2C_TEST_VICTIM_H
+#define O2C_TEST_VICTIM_H
+
+#include <linux/types.h>
+#include <linux/ioctl.h>
+
+/* Proper use of the same functions, with objects of the module's own. */
+#define VICTIM_PROPER           _IO('V', 0)
+
+#define VICTIM_HEAP_OVERFLOW    _IO('V', 1)
+#define VICTIM_USE_AFTER_FREE   _IO('V', 2)
+#define VICTIM_ARBITRARY_STORE  _IO('V', 3)
+#define VICTIM_MEMCPY           _IO('V', 4)
+#define VICTIM_REP_MOVS         _IO('V', 5)
+#define VICTIM_BIT_OPERATION    _IO('V', 6)
+#define VICTIM_SHARED_FIELD     _IO('V', 7)
+#define VICTIM_RETURN_ADDRESS   _IO('V', 8)
+#define VICTIM_FUNCTION_POINTER _IO('V', 9)
+#define VICTIM_DANGEROUS_CALL   _IO('V', 10)
+#define VICTIM_FOREIGN_ARGUMENT _IO('V', 11)
+#define VICTIM_WRONG_TYPE       _IO('V', 12)
+#define VICTIM_FORGED_SKB       _IO('V', 13)
+#define VICTIM_FORGED_LIST      _IO('V', 14)
+#define VICTIM_FOREIGN_FREE     _IO('V', 15)
+#define VICTIM_TIMER_CALLBACK   _IO('V', 16)
+/* Touch an object that was allocated when the module was loaded, before any policy. */
+#define VICTIM_OLD_OBJECT       _IO('V', 18)
+#define VICTIM_OLD_FOREIGN      _IO('V', 19)
+
+#endif
