@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`o2cc`: the compiler's command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from o2cc import __version__
+from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, Reporter, diagnostic_command, run
+from o2cc.diagnostics import has_errors
+from o2cc.files import STANDARD_STREAM, write_atomic
+from o2cc.options import CompileOptions, Degrade, Emit, Layout
+from o2cc.report.explain import explain
+from o2cc.report.warnings import WarningOptions, parse_warning_options
+
+
+def _explain_and_exit(context: click.Context, parameter: click.Parameter, code: str | None) -> None:
+    if code is None or context.resilient_parsing:
+        return
+    page = explain(code)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(page))
+    else:
+        click.echo(page, nl=False)
+    context.exit(EXIT_CLEAN)
+
+
+def _passes(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _warnings(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> WarningOptions:
+    try:
+        return parse_warning_options(values)
+    except ValueError as problem:
+        raise click.BadParameter(str(problem)) from None
+
+
+def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[str]:
+    return click.Choice([str(value) for value in kind])
+
+
+@click.command(
+    context_settings=CONTEXT_SETTINGS,
+    epilog="The language is described in docs/language.md; `o2c` has the tools around the compiler.",
+)
+@click.version_option(__version__, prog_name="o2cc")
+@click.option(
+    "--explain",
+    metavar="CODE",
+    callback=_explain_and_exit,
+    expose_value=False,
+    is_eager=True,
+    help="Print the page of a diagnostic, as in `--explain O2C0101`, and exit.",
+)
+@click.option(
+    "-o", "--output", metavar="FILE", help="Where to write; by default POLICY.bpf.o here, text to stdout."
+)
+@click.option(
+    "-k",
+    "--kernel",
+    metavar="RELEASE|FILE",
+    help="Target: a kernel release that a description is known for, or a description (.o2k).",
+)
+@click.option(
+    "--emit",
+    type=_choices(Emit),
+    default=str(Emit.OBJECT),
+    show_default=True,
+    help="What to write: the eBPF object, LLVM IR, our own IR, or nothing (check).",
+)
+@click.option(
+    "--layout",
+    type=_choices(Layout),
+    default=str(Layout.SITE),
+    show_default=True,
+    help="One program a site, which any libbpf loader attaches, or one a shape, for `o2c load`.",
+)
+@click.option(
+    "--degrade",
+    type=_choices(Degrade),
+    help="Accept this weaker action where the target cannot do what the policy asks for.",
+)
+@click.option(
+    "-p", "--passes", metavar="PASS,...", callback=_passes, help="Run these passes instead of the default."
+)
+@click.option(
+    "-I", "--include", "include", multiple=True, metavar="DIR", help="Look for modules of `use` here as well."
+)
+@click.option("--stats", metavar="FILE", help="Write figures about the compilation as JSON (`-`: stdout).")
+@click.option(
+    "-W",
+    "warnings",
+    multiple=True,
+    metavar="WHAT",
+    callback=_warnings,
+    help="error, error=CODE, no-error=CODE: warnings as errors; no-CODE: hide a warning.",
+)
+@click.argument("policy")
+@diagnostic_command
+def o2cc(
+    reporter: Reporter,
+    policy: str,
+    output: str | None,
+    kernel: str | None,
+    emit: str,
+    layout: str,
+    degrade: str | None,
+    passes: tuple[str, ...] | None,
+    include: tuple[str, ...],
+    stats: str | None,
+    warnings: WarningOptions,
+) -> int:
+    """Compile POLICY, an .o2c file (`-`: the standard input), to an eBPF object.
+
+    Without root, without the network, and without the kernel that it is for: what is known of that
+    kernel comes from a description, made by `o2c scan` or bundled. The same input gives the same bytes.
+    Nothing is written when there are errors.
+
+    \b
+    Examples:
+      o2cc sctp.o2c -o sctp.bpf.o
+      o2cc sctp.o2c -k 6.12.115+deb12-amd64 --stats -
+      o2cc sctp.o2c --emit check -W error
+      o2cc --explain O2C0101
+
+    \b
+    Exit status:
+      0    clean, perhaps with warnings
+      1    errors in the input
+      2    wrong usage
+      70   a bug in o2cc itself
+    """
+    from o2cc.compiler import compile_policy  # late: `--help` and `--explain` need none of it
+
+    source = reporter.read_source(policy)
+    options = CompileOptions(
+        kernel=kernel,
+        layout=Layout(layout),
+        emit=Emit(emit),
+        degrade=Degrade(degrade) if degrade else None,
+        passes=passes,
+        search_path=include,
+    )
+    compiled = compile_policy(source, options)
+    reporter.extend(warnings.apply(compiled.diagnostics))
+    if has_errors(reporter.diagnostics):
+        return EXIT_CLEAN  # the reporter turns it into 1
+    if stats is not None:
+        _write_text(stats, json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n")
+    if options.emit is not Emit.CHECK:
+        target = output or (STANDARD_STREAM if options.emit.is_text else _default_output(policy))
+        if target == STANDARD_STREAM:
+            click.get_binary_stream("stdout").write(compiled.output)
+        else:
+            write_atomic(target, compiled.output)
+    return EXIT_CLEAN
+
+
+def _default_output(policy: str) -> str:
+    return "policy.bpf.o" if policy == STANDARD_STREAM else f"{Path(policy).stem}.bpf.o"
+
+
+def _write_text(target: str, text: str) -> None:
+    if target == STANDARD_STREAM:
+        click.echo(text, nl=False)
+    else:
+        write_atomic(target, text)
+
+
+def main() -> None:
+    """Entry point of the `o2cc` command."""
+    sys.exit(run(o2cc, "o2cc"))
+
+
+if __name__ == "__main__":
+    main()
