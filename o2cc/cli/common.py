@@ -28,6 +28,7 @@ import click
 from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, Span, error, has_errors
 from o2cc.files import decode_source, read_bytes, read_source
 from o2cc.report.render import ErrorFormat, write_diagnostics
+from o2cc.report.warnings import WarningOptions
 
 EXIT_CLEAN = 0
 EXIT_ERRORS = 1
@@ -48,6 +49,7 @@ class Reporter:
         self.format = format
         self.diagnostics: list[Diagnostic] = []
         self.sources: dict[str, SourceFile] = {}
+        self.warning_options = WarningOptions()
 
     def add(self, diagnostic: Diagnostic) -> None:
         """Keep one for the end of the run."""
@@ -67,11 +69,17 @@ class Reporter:
         return self.add_source(read_source(path))
 
     def finish(self) -> int:
-        """Print everything; the exit status it asks for."""
+        """Print everything, after what `-W` asks for; the exit status that it leads to."""
+        self.diagnostics = list(self.warning_options.apply(self.diagnostics))
         if self.diagnostics or self.format.is_document:
             self._find_sources()
             write_diagnostics(self.diagnostics, self.sources, self.format, sys.stderr)
         return EXIT_ERRORS if has_errors(self.diagnostics) else EXIT_CLEAN
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether the run fails, by what was collected so far."""
+        return has_errors(self.warning_options.apply(self.diagnostics))
 
     def _find_sources(self) -> None:
         """Read the sources that diagnostics point into and nobody made known, where they are files."""

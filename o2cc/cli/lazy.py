@@ -69,9 +69,10 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as problem:
             nearest = did_you_mean(args[0], self.list_commands(ctx))
-            if nearest:
-                problem.message += f" {nearest[0].upper()}{nearest[1:]}"
-            raise
+            if not nearest:
+                raise
+            message = f"{problem.message} {nearest[0].upper()}{nearest[1:]}"
+            raise click.UsageError(message, ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, without importing them."""

@@ -11,7 +11,6 @@ import click
 
 from o2cc import __version__
 from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, Reporter, diagnostic_command, run
-from o2cc.diagnostics import has_errors
 from o2cc.files import STANDARD_STREAM, write_atomic
 from o2cc.options import CompileOptions, Degrade, Emit, Layout
 from o2cc.report.explain import explain
@@ -142,6 +141,7 @@ def o2cc(
     """
     from o2cc.compiler import compile_policy  # late: `--help` and `--explain` need none of it
 
+    reporter.warning_options = warnings
     source = reporter.read_source(policy)
     options = CompileOptions(
         kernel=kernel,
@@ -152,8 +152,8 @@ def o2cc(
         search_path=include,
     )
     compiled = compile_policy(source, options)
-    reporter.extend(warnings.apply(compiled.diagnostics))
-    if has_errors(reporter.diagnostics):
+    reporter.extend(compiled.diagnostics)
+    if reporter.has_errors:
         return EXIT_CLEAN  # the reporter turns it into 1
     if stats is not None:
         _write_text(stats, json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n")
