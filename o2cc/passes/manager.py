@@ -32,7 +32,7 @@ CONTROL_FLOW = "control-flow-kept"
 """The fact that every indirect call and jump of the compartment is checked and that no granted store reaches a
 return address or a saved register, so that code runs along the control flow that the description shows."""
 
-VIOLATIONS_STOP_NOTHING = "violations-not-skipped"
+VIOLATIONS_NOT_SKIPPED = "violations-not-skipped"
 """The fact that a violating store is not skipped: see `PassContext.skips_violations`."""
 
 
@@ -59,7 +59,7 @@ class PassContext:
         if self.control_flow_kept:
             found.add(CONTROL_FLOW)
         if not self.skips_violations:
-            found.add(VIOLATIONS_STOP_NOTHING)
+            found.add(VIOLATIONS_NOT_SKIPPED)
         return frozenset(found)
 
     @property

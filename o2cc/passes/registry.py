@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All passes by their command-line names, and the pipelines that the compiler runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from o2cc.passes.checked_before import DischargeCheckedBefore
+from o2cc.passes.constant_folding import ConstantFolding
+from o2cc.passes.control_flow import SimplifyControlFlow
+from o2cc.passes.dead_code import DeadCode
+from o2cc.passes.manager import Pass, PassContext
+from o2cc.passes.merge_equal import MergeEqual
+from o2cc.passes.own_frame import DischargeOwnFrame
+from o2cc.passes.static_data import DischargeStaticData
+from o2cc.passes.unreachable_sites import DischargeUnreachable
+from o2cc.passes.unused_functions import UnusedFunctions
+
+PASSES: Mapping[str, type[Pass]] = {
+    kind.command_name(): kind
+    for kind in (
+        ConstantFolding,
+        DeadCode,
+        DischargeCheckedBefore,
+        DischargeOwnFrame,
+        DischargeStaticData,
+        DischargeUnreachable,
+        MergeEqual,
+        SimplifyControlFlow,
+        UnusedFunctions,
+    )
+}
+"""Every pass."""
+
+_DISCHARGES: tuple[Pass, ...] = (
+    DischargeUnreachable(),
+    DischargeOwnFrame(),
+    DischargeStaticData(),
+    DischargeCheckedBefore(),
+)
+_CODE: tuple[Pass, ...] = (
+    ConstantFolding(),
+    SimplifyControlFlow(),
+    DeadCode(),
+    MergeEqual(),
+    UnusedFunctions(),
+)
+
+
+def default_pipeline(context: PassContext) -> tuple[Pass, ...]:
+    """What the compiler runs: each discharge whose facts the context gives, then the passes over code."""
+    return (*(step for step in _DISCHARGES if step.requires <= context.facts), *_CODE)
