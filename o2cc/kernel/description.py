@@ -49,13 +49,16 @@ SITE_KINDS: tuple[SiteKind, ...] = (
 )
 WRITE_KINDS: frozenset[SiteKind] = frozenset({"store", "read_modify_write", "string", "push"})
 
-ValueKind = Literal["argument", "call", "load", "static", "stack", "constant", "per_cpu", "merge", "unknown"]
+ValueKind = Literal[
+    "argument", "call", "load", "static", "stack", "aligned_stack", "constant", "per_cpu", "merge", "unknown"
+]
 VALUE_KINDS: tuple[ValueKind, ...] = (
     "argument",
     "call",
     "load",
     "static",
     "stack",
+    "aligned_stack",
     "constant",
     "per_cpu",
     "merge",
@@ -173,6 +176,7 @@ class ValueSource:
     load       ``value`` + ``offset``: the address (``value`` None: not by one register), ``size`` bytes
     static     ``address``: the address itself
     stack      the address of the return address slot
+    aligned_stack  the address at frame offset ``offset``, rounded down to a multiple of ``number``
     constant   ``number``
     per_cpu    ``address``: loaded through gs from this per-CPU variable
     merge      different values meet at the block that starts at ``site``
@@ -201,8 +205,9 @@ class Probe:
     nothing up to the site changes a register of the operand, calls or is entered from elsewhere. None: no
     place, and ``reason`` says why. ``jump_optimizable``: the kernel can replace its int3 by a jump.
     ``length`` is that of the instruction there, ``code_hash`` its hash. ``bytes_change``: the kernel rewrites
-    the instruction there at load, so its bytes cannot be compared. ``reason`` also says why a place is
-    not optimizable or is not the site itself.
+    the instruction there at load, so its bytes cannot be compared. ``keep_int3``: control enters the five bytes
+    from a place that the kernel does not look at when it optimizes, so that the probe must have a post handler.
+    ``reason`` also says why a place is not optimizable or is not the site itself.
     """
 
     offset: int | None
@@ -211,6 +216,7 @@ class Probe:
     length: int = 0
     code_hash: int = 0
     bytes_change: bool = False
+    keep_int3: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +236,15 @@ class Site:
     bits above the operand's width move the address (``bts [mem], reg``). ``target``: the callee of a direct
     call or tail call. ``stack_height``: bytes from rsp to the return address slot before the instruction (0 at
     the function's entry; None: not known). ``frame_offset``: the address written, relative to that slot, when
-    it is provably an address in terms of the entry stack pointer. ``value``, ``value_offset``,
+    it is provably an address in terms of the entry stack pointer. ``frame_range``: the bytes [low, high), relative to
+    that slot too, that the write certainly stays in; also known in functions that round their stack pointer down,
+    where ``frame_offset`` is not. ``value``, ``value_offset``,
     ``value_source``: what the base register holds (None without one); for indirect calls and jumps what
     is called. ``arguments``: for calls, what rdi, rsi, rdx, rcx, r8, r9 hold where something is known.
     ``code_hash``: 32 bits over the instruction with the relocated fields zeroed; ``relocated`` says which
     bytes these are: (offset in the instruction, length). ``patched``: the kernel rewrites this instruction.
+    ``probe`` is at the site itself where that is possible; ``earlier``, if there is one, is the nearest
+    equivalent place before it that can be jump-optimized where ``probe`` cannot.
     """
 
     offset: int
@@ -256,6 +266,8 @@ class Site:
     bit_index: str | None = None
     patched: PatchKind | None = None
     arguments: tuple[Argument | None, ...] = ()
+    earlier: Probe | None = None
+    frame_range: tuple[int, int] | None = None
 
     @property
     def writes(self) -> bool:

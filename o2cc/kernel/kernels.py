@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds a kernel on disk and opens what a scan needs of it, each part when it is first asked for.
+
+A kernel is named by its boot image (``vmlinuz``, or an ELF ``vmlinux``), by a directory into which its package was
+unpacked (``boot/`` and ``lib/modules/`` below it, or a directory that holds the image itself), or by its release:
+then it is looked for below ``~/.cache/o2c/kernels/RELEASE`` and in the root file system.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from o2cc.kernel.btf import Btf, read_btf
+from o2cc.kernel.elf import ElfFile, read_elf
+from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, UNREADABLE, failure
+from o2cc.kernel.image import decompress, kernel_image
+from o2cc.kernel.kallsyms import KernelSymbols, read_kallsyms
+
+MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+_VERSION = re.compile(rb"Linux version ([0-9][^ \0]{0,80}) ")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel image and, if known, the directory of its modules (``.../lib/modules/RELEASE``)."""
+
+    path: Path
+    modules: Path | None = None
+
+    @cached_property
+    def image(self) -> bytes:
+        """The kernel's ELF file. Raises DiagnosticError O2C0400, O2C0403 or O2C0404."""
+        return kernel_image(read_file(self.path), str(self.path))
+
+    @cached_property
+    def elf(self) -> ElfFile:
+        return read_elf(self.image, str(self.path))
+
+    @cached_property
+    def release(self) -> str:
+        """The release in the kernel's own version banner; empty if it has none."""
+        section = self.elf.section_by_name.get(".rodata")
+        area = self.elf.content(section) if section is not None else self.image
+        found = _VERSION.search(area) or _VERSION.search(self.image)
+        return found.group(1).decode("ascii", "replace") if found is not None else ""
+
+    @cached_property
+    def btf(self) -> Btf:
+        """The kernel's BTF. Raises DiagnosticError O2C0405 if there is none or it is broken."""
+        section = self.elf.section_by_name.get(".BTF")
+        if section is None:
+            raise failure(BROKEN_BTF, "this kernel has no BTF", str(self.path))
+        return read_btf(self.elf.content(section), str(self.path))
+
+    @cached_property
+    def symbols(self) -> KernelSymbols:
+        return read_kallsyms(self.image, str(self.path))
+
+    @property
+    def build_id(self) -> str:
+        return self.elf.build_id
+
+    def find_module(self, name: str) -> Path:
+        """The file of a module by name (``-`` and ``_`` alike). Raises DiagnosticError O2C0421."""
+        found = self._module_files.get(name.replace("-", "_"))
+        if found is None:
+            raise failure(NO_KERNEL, f"the kernel has no module `{name}`", str(self.modules or self.path))
+        return found
+
+    def has_module(self, name: str) -> bool:
+        return name.replace("-", "_") in self._module_files
+
+    @cached_property
+    def _module_files(self) -> dict[str, Path]:
+        if self.modules is None:
+            return {}
+        return {module_name(path): path for path in module_files(self.modules)}
+
+
+def module_files(directory: Path) -> list[Path]:
+    """All module files below a directory, in order of their paths."""
+    return sorted(
+        path for path in directory.rglob("*.ko*") if path.name.endswith(MODULE_SUFFIXES) and path.is_file()
+    )
+
+
+def module_name(path: Path) -> str:
+    """The module's name as the kernel knows it."""
+    return path.name.partition(".ko")[0].replace("-", "_")
+
+
+def open_kernel(name: str) -> Kernel:
+    """The kernel that ``name`` (a file, a directory or a release) stands for. Raises DiagnosticError O2C0421."""
+    path = Path(name)
+    if path.is_file():
+        return Kernel(path, _modules_beside(path))
+    if path.is_dir():
+        found = _in_directory(path, None)
+        if found is None:
+            raise failure(NO_KERNEL, "no kernel image (`vmlinuz-*`, `vmlinux`) in this directory", name)
+        return found
+    if "/" not in name:
+        for root in (Path.home() / ".cache" / "o2c" / "kernels" / name, Path("/")):
+            found = _in_directory(root, name) if root.is_dir() else None
+            if found is not None:
+                return found
+    help = "give a boot image, a directory of an unpacked kernel package, or an installed release"
+    raise failure(NO_KERNEL, f"no kernel `{name}` found", name, help)
+
+
+def _in_directory(root: Path, release: str | None) -> Kernel | None:
+    patterns: tuple[str, ...] = ("boot/vmlinuz-*", "vmlinuz-*", "vmlinuz", "vmlinux", "boot/vmlinux-*")
+    if release is not None:
+        patterns = (f"boot/vmlinuz-{release}", f"vmlinuz-{release}", "boot/vmlinuz-*", "vmlinuz*")
+        if root == Path("/"):
+            patterns = (f"boot/vmlinuz-{release}",)
+    for pattern in patterns:
+        images = sorted(path for path in root.glob(pattern) if path.is_file())
+        if images:
+            return Kernel(images[-1], _modules_beside(images[-1]))
+    return None
+
+
+def _modules_beside(image: Path) -> Path | None:
+    release = image.name.partition("-")[2]
+    for root in (image.parent.parent, image.parent):
+        for base in (root / "lib" / "modules", root / "usr" / "lib" / "modules"):
+            if release and (base / release).is_dir():
+                return base / release
+    return image.parent if image.parent.name == release and (image.parent / "kernel").is_dir() else None
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file. Raises DiagnosticError O2C0400."""
+    try:
+        if path.is_dir():
+            raise failure(UNREADABLE, "this is a directory, not a file", str(path))
+        return path.read_bytes()
+    except OSError as problem:
+        raise failure(
+            UNREADABLE, f"the file cannot be read: {problem.strerror or problem}", str(path)
+        ) from None
+
+
+def read_module(path: Path) -> bytes:
+    """A module's ELF file, unpacked. Raises DiagnosticError O2C0400 or O2C0403."""
+    return decompress(read_file(path), str(path))
