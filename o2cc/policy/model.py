@@ -283,6 +283,23 @@ class ViolationRule:
     span: Span
 
 
+def narrowest_action(
+    rules: tuple[ViolationRule, ...], kind: ViolationKind, function: str | None, default: Action
+) -> Action:
+    """The action of the narrowest rule for violations of ``kind`` in ``function``: the one for the fewest
+    functions, then for the fewest kinds, then the later one."""
+    best: tuple[tuple[int, int], Action] | None = None
+    for rule in rules:
+        if kind not in rule.kinds:
+            continue
+        if rule.scope is not None and function not in rule.scope.functions:
+            continue
+        key = (len(rule.scope.functions) if rule.scope is not None else 1 << 62, len(rule.kinds))
+        if best is None or key <= best[0]:
+            best = key, rule.action
+    return best[1] if best is not None else default
+
+
 @dataclass(frozen=True, slots=True)
 class GrantedType:
     """A struct that grants, capabilities or arguments mention; ``number`` counts from 1."""
@@ -840,17 +857,8 @@ class CheckedPolicy:
     scoped_indirect: tuple[IndirectTargets, ...] = ()
 
     def action_for(self, kind: ViolationKind, function: str | None = None) -> Action:
-        """What a violation of that kind in code of ``function`` does: the narrowest rule, the later of equals."""
-        best: tuple[tuple[int, int], Action] | None = None
-        for rule in self.violation_rules:
-            if kind not in rule.kinds:
-                continue
-            if rule.scope is not None and function not in rule.scope.functions:
-                continue
-            key = (len(rule.scope.functions) if rule.scope else 1 << 62, len(rule.kinds))
-            if best is None or key <= best[0]:
-                best = key, rule.action
-        return best[1] if best is not None else self.on_violation
+        """What a violation of that kind in code of ``function`` does."""
+        return narrowest_action(self.violation_rules, kind, function, self.on_violation)
 
     def gate(self, function: str, caller: str | None = None) -> Gate | None:
         """The gate of that name for calls from ``caller``: one for few functions before one for all."""

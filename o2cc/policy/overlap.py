@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from o2cc.diagnostics import Collector, Label, warning
 from o2cc.policy.model import BehindGrant, Grant, PernetGrant, Scope, StructGrant, SymbolGrant
 from o2cc.policy.ranges import subtract
+from o2cc.policy.substitute import same_expression
 
 
 def check_overlaps(grants: Sequence[Grant], collector: Collector) -> None:
@@ -64,7 +65,11 @@ def _contains(outer: Grant, inner: Grant) -> bool:
                 inner.struct is not None and not subtract(inner.ranges, outer.ranges)
             )
         case BehindGrant(), BehindGrant():
-            return outer.start == inner.start and outer.length == inner.length
+            return (
+                outer.field == inner.field
+                and same_expression(outer.start, inner.start)
+                and same_expression(outer.length, inner.length)
+            )
         case _:
             return False
 

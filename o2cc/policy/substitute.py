@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from o2cc.diagnostics import Span
 from o2cc.policy.model import (
     AddressOfField,
     ArgumentValue,
@@ -17,6 +18,8 @@ from o2cc.policy.model import (
     ResultValue,
     UnaryExpr,
 )
+
+_NOWHERE = Span("", 0, 0)
 
 
 def substitute_argument(expr: Expr, value: Expr) -> Expr:
@@ -74,3 +77,23 @@ def mentioned_arguments(expr: Expr) -> frozenset[int]:
             return frozenset().union(*(mentioned_arguments(operand) for operand in expr.operands))
         case Const() | ResultValue() | GlobalAddress():
             return frozenset()
+
+
+def same_expression(left: Expr, right: Expr) -> bool:
+    """Whether two expressions are equal wherever they stand in the source."""
+    return _without_span(left) == _without_span(right)
+
+
+def _without_span(expr: Expr) -> Expr:
+    blank = replace(expr, span=_NOWHERE)
+    match blank:
+        case Const() | ArgumentValue() | ResultValue() | GlobalAddress():
+            return blank
+        case LoadField() | AddressOfField():
+            return replace(blank, base=_without_span(blank.base), text="")
+        case BinaryExpr():
+            return replace(blank, left=_without_span(blank.left), right=_without_span(blank.right))
+        case UnaryExpr():
+            return replace(blank, operand=_without_span(blank.operand))
+        case Predicate():
+            return replace(blank, operands=tuple(_without_span(operand) for operand in blank.operands))

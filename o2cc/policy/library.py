@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules from files: `std.*` from the installation's stdlib, others from beside the policy.  The rim: does I/O.
+
+Codes: O2C0900 is the file layer's; a module that cannot be read is O2C0209.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from o2cc.diagnostics import DiagnosticError, SourceFile, error
+from o2cc.policy.names import ParsedModule
+from o2cc.resources import resource_directory
+from o2cc.syntax.parser import parse
+
+_STANDARD = "std"
+_SUFFIX = ".o2c"
+
+
+class FileResolver:
+    """Finds modules in directories: ``use std.net`` is ``net.o2c`` of the stdlib, ``use a.b`` is ``a/b.o2c`` in
+    ``directory`` (the policy's own; None: only the stdlib)."""
+
+    def __init__(self, directory: Path | None = None, standard: Path | None = None) -> None:
+        self.directory = directory
+        self.standard = standard if standard is not None else resource_directory("stdlib")
+        self._parsed: dict[str, ParsedModule] = {}
+
+    def __call__(self, name: str) -> ParsedModule | None:
+        """The parsed module; None if there is no such file.  Raises DiagnosticError."""
+        known = self._parsed.get(name)
+        if known is not None:
+            return known
+        found = self._path(name)
+        if found is None:
+            return None
+        path, shown = found
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            raise DiagnosticError(
+                error("O2C0209", f"module `{name}` cannot be read: {_reason(failure)}", path=str(path))
+            ) from failure
+        source = SourceFile(shown, text)
+        module = ParsedModule(name, source, parse(source))
+        self._parsed[name] = module
+        return module
+
+    def names(self) -> Iterable[str]:
+        """All modules that there are."""
+        names = [f"{_STANDARD}.{path.stem}" for path in sorted(self.standard.glob(f"*{_SUFFIX}"))]
+        if self.directory is not None:
+            names.extend(path.stem for path in sorted(self.directory.glob(f"*{_SUFFIX}")))
+        return names
+
+    def _path(self, name: str) -> tuple[Path, str] | None:
+        first, *rest = name.split(".")
+        if first == _STANDARD:
+            relative = Path(*rest).with_suffix(_SUFFIX) if rest else None
+            if relative is None:
+                return None
+            path = self.standard / relative
+            return (path, f"stdlib/{relative.as_posix()}") if path.is_file() else None
+        if self.directory is None:
+            return None
+        path = self.directory / Path(first, *rest).with_suffix(_SUFFIX)
+        return (path, str(path)) if path.is_file() else None
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, OSError) and failure.strerror:
+        return failure.strerror.lower()
+    return "it is not UTF-8 text"
