@@ -197,13 +197,14 @@ class _Parser:
                 return
             self._at += 1
 
-    def _skip_part(self) -> None:
-        """To the next part of the file: a word of `_PARTS` that begins a line."""
+    def _skip_part(self, first: int) -> None:
+        """To the next part of the file after token `first`: a word of `_PARTS` that begins a line."""
+        self._at = max(self._at, first + 1)
         while self._kinds[self._at] is not Kind.END:
-            self._at += 1
             start = self._starts[self._at]
-            if self._texts[self._at] in _PARTS and (start == 0 or self._source.text[start - 1] == "\n"):
+            if self._texts[self._at] in _PARTS and self._source.text[start - 1 : start] == "\n":
                 return
+            self._at += 1
 
     # --- operands -----------------------------------------------------------------------------------------
 
@@ -490,7 +491,7 @@ class _Parser:
                         did_you_mean(word, _PARTS) or "one of " + ", ".join(f"`{part}`" for part in _PARTS),
                     )
             except _Recover:
-                self._skip_part()
+                self._skip_part(first)
         name = self.name if self.name is not None else self._source.name.rpartition("/")[2].partition(".")[0]
         return ir.Module(
             name,
