@@ -9,7 +9,7 @@ import pytest
 
 from scripts.fetch_kernels import SERIES
 from tests.vm.machine import VM_MARK
-from tests.vm.reporter import NOT_RUN, SUMMARIES
+from tests.vm.reporter import NOT_RUN, SUMMARY, properties
 
 IN_GUEST = VM_MARK in Path("/proc/cmdline").read_text().split()
 
@@ -27,11 +27,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SUMMARIES] = []
-    config.stash[NOT_RUN] = []
-
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """On the host ``tests/vm/guest`` is not collected, unless named: then its conftest refuses."""
     guest = Path(__file__).parent / "guest"
@@ -44,12 +39,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kernel", metafunc.config.getoption("--kernel") or list(SERIES))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash[SUMMARIES]:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for kind in terminalreporter.stats.values() for report in kind]
+    for line in properties(reports, SUMMARY):
         terminalreporter.write_line(f"vm: {line}")
-    if reasons := config.stash[NOT_RUN]:
+    if reasons := properties(reports, NOT_RUN):
         terminalreporter.write_sep("!", "VM TESTS NOT RUN", red=True, bold=True)
-        for reason in dict.fromkeys(reasons):
+        for reason in reasons:
             terminalreporter.write_line(reason)
         terminalreporter.write_line("Nothing was proved about a real kernel: no probe, no denial, no unload.")
         terminalreporter.write_line(

@@ -94,7 +94,11 @@ class Outcome:
 
 def missing_tools() -> list[str]:
     """Programs that a VM needs and this machine lacks (package names: scripts/install-test-tools)."""
-    return [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    # Process 1 has no libraries; a program that is linked to some names their loader at its beginning.
+    if (busybox := shutil.which("busybox")) and b"/ld-linux" in Path(busybox).read_bytes()[:4096]:
+        missing.append("busybox that is statically linked")
+    return missing
 
 
 def run(

@@ -3,16 +3,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from tests.vm.report import Event, Progress, parse_events
 
-SUMMARIES = pytest.StashKey[list[str]]()
-"""Lines for the terminal summary, one for each kernel."""
-NOT_RUN = pytest.StashKey[list[str]]()
-"""Why no VM could be started."""
+SUMMARY = "vm-summary"
+"""User property of the session's test: a line for the terminal summary."""
+NOT_RUN = "vm-not-run"
+"""User property of the session's test: why no VM could be started."""
+
+
+def properties(reports: Iterable[object], name: str) -> list[str]:
+    """Values of a user property in test reports, each once (properties also cross process borders)."""
+    values = [
+        str(value)
+        for report in reports
+        if isinstance(report, pytest.TestReport)
+        for key, value in report.user_properties
+        if key == name
+    ]
+    return list(dict.fromkeys(values))
 
 
 class Reporter:

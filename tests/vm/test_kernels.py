@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from scripts.fetch_kernels import FetchError, ensure
 from tests.vm import kbuild
-from tests.vm.machine import PROJECT, MachineError, missing_tools, run
+from tests.vm.machine import MachineError, missing_tools, run
 from tests.vm.report import REPORT_NAME, problems, summary_line
-from tests.vm.reporter import NOT_RUN, SUMMARIES, Reporter
+from tests.vm.reporter import NOT_RUN, SUMMARY, Reporter
 
 TEST_SECONDS = 120
 """Limit for one guest test that sets none itself (``@pytest.mark.timeout``)."""
@@ -27,12 +29,16 @@ TEST_SECONDS = 120
 @pytest.mark.timeout(0)  # the machine has its own time limit, which also ends QEMU
 def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     config = request.config
+    if hasattr(config, "workerinput"):
+        pytest.fail(
+            "guest tests are reported as they come, which xdist forbids: run without -n", pytrace=False
+        )
     if missing := missing_tools():
-        _not_run(config, f"missing on this machine: {', '.join(missing)}")
+        _not_run(request.node, f"missing on this machine: {', '.join(missing)}")
     try:
         image = ensure(kernel)
     except FetchError as error:
-        _not_run(config, str(error))
+        _not_run(request.node, str(error))
     not_built = []
     for source in kbuild.module_sources():
         try:
@@ -44,7 +50,7 @@ def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Pa
     results = base / kernel if base else tmp_path
     (results / REPORT_NAME).unlink(missing_ok=True)
     reporter = Reporter(request, kernel, results / REPORT_NAME)
-    command = [str(PROJECT / ".venv/bin/python"), "-m", "pytest", "tests/vm/guest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests/vm/guest", "-p", "no:cacheprovider"]
     command += ["--continue-on-collection-errors", f"--timeout={TEST_SECONDS}"]
     command += ["--full"] if config.getoption("--full") else []
     command += shlex.split(config.getoption("--guest"))
@@ -53,9 +59,9 @@ def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Pa
             image, command, results=results, timeout=config.getoption("--vm-budget"), poll=reporter.poll
         )
     except MachineError as error:
-        _not_run(config, str(error))
+        _not_run(request.node, str(error))
     reporter.poll()
-    config.stash[SUMMARIES].append(summary_line(kernel, reporter.progress, outcome))
+    request.node.user_properties.append((SUMMARY, summary_line(kernel, reporter.progress, outcome)))
 
     found = not_built + problems(reporter.progress, outcome)
     logs = [
@@ -72,9 +78,9 @@ def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Pa
         pytest.fail("\n".join([*found, *logs]), pytrace=False)
 
 
-def _not_run(config: pytest.Config, reason: str) -> None:
+def _not_run(item: pytest.Item, reason: str) -> NoReturn:
     """No VM here: say so in the summary; where nobody would read it (CI), fail."""
-    config.stash[NOT_RUN].append(reason)
+    item.user_properties.append((NOT_RUN, reason))
     if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
         pytest.fail(f"VM tests not run: {reason}", pytrace=False)
     pytest.skip(f"VM TESTS NOT RUN: {reason}")
