@@ -4,17 +4,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
+import pyarrow  # noqa: F401  (here, so that a missing package is told before anything is read)
+import sklearn  # noqa: F401
 
-from o2cc.cli.tree import shows_diagnostics
+from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.report.render import ErrorFormat, write_diagnostics
+from o2cc.files import write_atomic
+from o2cc.trees.dataset import read_profiles
+from o2cc.trees.file import write_tree
+from o2cc.trees.report import report_as_text, write_plots
+from o2cc.trees.study import Study, study
+from o2cc.trees.train import Options, quick_options
+from o2cc.trees.train import train as train_tree
 
 
-@click.command()
+@click.command(context_settings=CONTEXT_SETTINGS)
+@diagnostic_command
 @click.argument(
     "profiles", nargs=-1, required=True, metavar="PROFILE.parquet...", type=click.Path(path_type=Path)
 )
@@ -59,8 +67,8 @@ from o2cc.report.render import ErrorFormat, write_diagnostics
 )
 @click.option("--quick", is_flag=True, help="Search a few shapes only, to try things out.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@shows_diagnostics
 def train(
+    reporter: Reporter,
     profiles: tuple[Path, ...],
     output: Path,
     report_directory: Path | None,
@@ -79,27 +87,13 @@ def train(
     Depth, leaves and features are chosen by cross-validation over boots, within the budget. The report tells
     how well the tree does on boots, workloads and kernels that it has not seen.
     """
-    try:
-        import pyarrow  # noqa: F401
-        import sklearn  # noqa: F401
-    except ImportError as problem:
-        raise DiagnosticError(
-            error("O2C0726", f"training needs `{problem.name}`", help="pip install 'o2c[trees]'")
-        ) from None
-    from o2cc.trees.dataset import read_profiles
-    from o2cc.trees.file import write_tree
-    from o2cc.trees.report import report_as_text
-    from o2cc.trees.study import study
-    from o2cc.trees.train import Options, quick_options
-    from o2cc.trees.train import train as train_tree
-
     options = Options(features=features, moment=moment, budget=budget, least=least, seed=seed)
     trained = train_tree(
         read_profiles(profiles),
         quick_options(options) if quick else options,
         [path.name for path in profiles],
     )
-    write_diagnostics(trained.warnings, {}, ErrorFormat.TEXT, sys.stderr)
+    reporter.extend(trained.warnings)
     unknown = sorted(set(own) - set(trained.tree.classes))
     if unknown:
         raise DiagnosticError(
@@ -110,21 +104,16 @@ def train(
     text = "\n".join(report_as_text(trained, result))
     click.echo(text)
     if report_directory is not None:
-        _write_report(report_directory, text, json.dumps(result.as_json(), indent=1), result)
+        _write_report(report_directory, text, result)
 
 
-def _write_report(directory: Path, text: str, document: str, result: object) -> None:
-    from o2cc.trees.file import write_whole
-    from o2cc.trees.report import write_plots
-    from o2cc.trees.study import Study
-
-    assert isinstance(result, Study)
+def _write_report(directory: Path, text: str, result: Study) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_plots(result, directory)
     except OSError as problem:
         raise DiagnosticError(
-            error("O2C0700", f"cannot write the report: {problem.strerror}", path=str(directory))
+            error("O2C0905", f"cannot write the report: {problem.strerror}", path=str(directory))
         ) from None
-    write_whole(directory / "report.txt", text + "\n")
-    write_whole(directory / "report.json", document + "\n")
+    write_atomic(directory / "report.txt", text + "\n")
+    write_atomic(directory / "report.json", json.dumps(result.as_json(), indent=1) + "\n")

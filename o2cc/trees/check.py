@@ -79,13 +79,12 @@ class Check:
     kernel: InKernel | NotInKernel | None
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all that ran agreed, and the verifier accepted the program if it was asked."""
+    def all_agreed(self) -> bool:
+        """Whether every comparison that was made agreed."""
         agreements = [self.integers, self.interpreted]
         if isinstance(self.kernel, InKernel):
             agreements.append(self.kernel.agreement)
-        rejected = isinstance(self.kernel, NotInKernel) and bool(self.kernel.log)
-        return all(agreement.is_complete for agreement in agreements) and not rejected
+        return all(agreement.is_complete for agreement in agreements)
 
 
 def compare(imported: Imported, vectors: Words, expected: Indices, predicted: Indices) -> Agreement:

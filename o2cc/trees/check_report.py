@@ -54,7 +54,7 @@ def check_as_json(imported: Imported, check: Check) -> dict[str, object]:
             "machine_bytes": kernel.effort.machine_bytes,
         }
     return {
-        "all_agreed": check.is_complete,
+        "all_agreed": check.all_agreed,
         "nodes": len(imported.tree.nodes),
         "depth": imported.tree.depth,
         "integers": asdict(check.integers),

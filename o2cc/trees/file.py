@@ -22,13 +22,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from o2cc.diagnostics import DiagnosticError, did_you_mean, error
+from o2cc.files import read_bytes, write_atomic
 from o2cc.trees.structure import Problems, check_structure
 from o2cc.trees.thresholds import NEVER
 from o2cc.trees.tree import (
@@ -52,16 +51,6 @@ MAX_FILE_BYTES = 256 * 2**20
 def fail(code: str, message: str, path: str, help: str | None = None) -> NoReturn:
     """Raise one diagnostic about a file."""
     raise DiagnosticError(error(code, message, path=path, help=help))
-
-
-def read_bytes(path: Path) -> bytes:
-    """Content of a file of at most `MAX_FILE_BYTES`; DiagnosticError when it cannot be read."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            fail("O2C0710", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB", str(path))
-        return path.read_bytes()
-    except OSError as problem:
-        fail("O2C0700", f"cannot read the tree: {problem.strerror}", str(path))
 
 
 def parse_json(data: bytes, path: str) -> dict[str, Any]:
@@ -308,27 +297,16 @@ def tree_to_text(tree: IntegerTree) -> str:
     return "{\n" + ",\n".join(f'  "{name}": {text}' for name, text in parts.items()) + "\n}\n"
 
 
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; DiagnosticError when there is none."""
+    return parse_json(read_bytes(path, limit=MAX_FILE_BYTES), str(path))
+
+
 def read_tree(path: Path) -> IntegerTree:
     """Read `NAME.tree.json`; DiagnosticError when it is not one or is broken."""
-    return tree_from_document(parse_json(read_bytes(path), str(path)), str(path))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all; DiagnosticError when that fails."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        try:
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as problem:
-        fail("O2C0700", f"cannot write the file: {problem.strerror}", str(path))
+    return tree_from_document(read_document(path), str(path))
 
 
 def write_tree(tree: IntegerTree, path: Path) -> None:
     """Write `NAME.tree.json`, whole or not at all."""
-    write_whole(path, tree_to_text(tree))
+    write_atomic(path, tree_to_text(tree))

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from o2cc.diagnostics import DiagnosticError
-from o2cc.trees.file import fail, is_tree_document, parse_finite, parse_json, read_bytes, tree_from_document
+from o2cc.files import read_bytes
+from o2cc.trees.file import (
+    MAX_FILE_BYTES,
+    fail,
+    is_tree_document,
+    parse_finite,
+    read_document,
+    tree_from_document,
+)
 from o2cc.trees.reference import FloatTree
 from o2cc.trees.structure import Problems, check_structure
 from o2cc.trees.thresholds import NEVER, integer_thresholds
@@ -89,7 +97,7 @@ def import_document(document: Mapping[str, Any], path: str) -> Imported:
 
 def import_json(path: Path) -> Imported:
     """Read a tree from a JSON file of either form; DiagnosticError when it is broken."""
-    return import_document(parse_json(read_bytes(path), str(path)), str(path))
+    return import_document(read_document(path), str(path))
 
 
 def _import_plain(document: Mapping[str, Any], path: str) -> Imported:
@@ -323,7 +331,7 @@ def import_pickle(path: Path, *, trusted: bool) -> Imported:
             str(path),
             "pass --trust-pickle if you made the file yourself, or import plain JSON instead",
         )
-    data = read_bytes(path)
+    data = read_bytes(path, limit=MAX_FILE_BYTES)
     try:
         import joblib  # type: ignore[import-untyped]
 
