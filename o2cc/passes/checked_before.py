@@ -7,7 +7,8 @@ bytes of the same value, before it comes to anything that could make the answer 
 * the entry of the unit, or a block that may be entered from elsewhere;
 * a call, direct or not, of anything but `harmless` functions: it may free the object or give a capability back;
 * the place where the value is defined, since before it the same number stands for another object; a value whose
-  definition has no known place is given up on every edge along which code may run again.
+  definition has no known place is given up on every edge along which code may run again.  (A definition is on
+  every path to its uses, so that the search ends there at the latest; the rule does not lean on that.)
 
 The covering stores may themselves be discharged by this pass.  INVARIANT: of the discharged stores of a run, take
 the one that runs first; the store that covers it ran before it and so is checked.  Each later one is covered by
@@ -40,7 +41,6 @@ HARMLESS = (
 _CALLS = ("call", "indirect_call")
 _LEAVES = ("call", "tail_call")
 _NEVER_REDEFINED = ("argument", "static", "stack", "constant")
-_PLACED = ("call", "merge", "unknown")
 _EVERYTHING = -1
 
 Span = tuple[int, int]
@@ -116,6 +116,13 @@ def harmless_functions(index: UnitIndex, given: frozenset[str]) -> frozenset[str
     return frozenset(found)
 
 
+def _has_place(source: ValueSource) -> bool:
+    """Whether `site` says where a value is defined (loads: where the description gives it)."""
+    if source.kind in ("load", "per_cpu"):
+        return source.site != 0 or source.function is not None
+    return source.kind in ("call", "merge", "unknown")
+
+
 def _range(place: Site) -> tuple[int, Span] | None:
     """The value whose bytes a store writes, and which; None if that is not known."""
     operand = place.operand
@@ -175,7 +182,7 @@ class _Unit:
         """Which values are defined at which instructions (or at the start of which blocks)."""
         found: dict[Store, list[int]] = {}
         for value, source in self._sources.items():
-            if source.kind in _PLACED:
+            if _has_place(source):
                 names = [source.function] if source.function else [part.name for part in self.parts]
                 for name in names:
                     found.setdefault((name, source.site), []).append(value)
@@ -196,7 +203,7 @@ class _Unit:
         source = self._sources.get(wanted.value)
         if source is None:
             return None
-        keeps_going_back = source.kind in _NEVER_REDEFINED or source.kind in _PLACED
+        keeps_going_back = source.kind in _NEVER_REDEFINED or _has_place(source)
         order = self.graph.order
         covering: set[Store] = set()
         seen: set[tuple[Node, int]] = set()
