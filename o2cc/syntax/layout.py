@@ -49,7 +49,7 @@ class Marks:
     places: frozenset[int]
     tight: frozenset[int]
     unary: frozenset[int]
-    loose_lists: frozenset[int]
+    elements: frozenset[int]
 
 
 def marks_of(file: n.PolicyFile) -> Marks:
@@ -59,7 +59,7 @@ def marks_of(file: n.PolicyFile) -> Marks:
     clauses: set[int] = set()
     places: set[int] = set()
     tight: set[int] = set()
-    loose: set[int] = set()
+    elements: set[int] = set()
     unary: set[int] = set()
     for node in n.walk(file):
         match node:
@@ -73,12 +73,11 @@ def marks_of(file: n.PolicyFile) -> Marks:
             case n.Test():
                 inner.update(step.span.start for step in node.steps)
             case n.CapsDef():
-                inner.update(item.span.start for item in node.items)
-                loose.update(item.span.start for item in node.items)
+                elements.update(item.span.start for item in node.items)
             case n.Audition():
                 inner.update(item.span.start for item in node.items)
             case n.Transition():
-                places.update(item.span.start for item in node.items[1:])
+                elements.update(item.span.start for item in node.items)
             case n.Writes() | n.Reads() | n.Shares():
                 places.update(place.span.start for place in node.places[1:])
             case n.SiteRef():
@@ -94,7 +93,7 @@ def marks_of(file: n.PolicyFile) -> Marks:
         places=frozenset(places),
         tight=frozenset(tight),
         unary=frozenset(unary),
-        loose_lists=frozenset(loose),
+        elements=frozenset(elements),
     )
 
 
@@ -139,7 +138,8 @@ class Grouper:
             if isinstance(piece, n.Comment):
                 self.at += 1
                 last_end = piece.span.end
-                if same_line and not waiting:
+                closed_line = entry is not None and _ends_in_line_comment(entry)
+                if same_line and not waiting and not closed_line:
                     if entry is None:
                         group.after_open.append(piece)
                     elif parens or not self._ends_entry(group, starts, after_comma):
@@ -159,7 +159,7 @@ class Grouper:
                 group.dangling = waiting
                 group.blank_before_dangling = blank and bool(group.entries)
                 return
-            begins = start in starts if group.is_block else (entry is None or after_comma)
+            begins = self._begins(group, starts, start, entry is None or after_comma)
             if begins and not parens:
                 if waiting and gap:
                     waiting.append(None)
@@ -175,7 +175,7 @@ class Grouper:
                 last_end = self.stream[self.at - 1].end_pos or 0  # type: ignore[union-attr]
                 continue
             parens += (piece.type in ("LPAR", "LSQB")) - (piece.type in ("RPAR", "RSQB"))
-            if piece.type == "COMMA" and not parens and (not group.is_block or self._is_loose_comma(self.at)):
+            if piece.type == "COMMA" and not parens and not group.is_block:
                 after_comma = True
             else:
                 if start in self.marks.places and _last_type(entry) not in ("COMMA", ""):
@@ -183,6 +183,10 @@ class Grouper:
                 entry.pieces.append(piece)
         group.dangling = waiting
         group.blank_before_dangling = blank and bool(group.entries)
+
+    def _begins(self, group: Group, starts: frozenset[int], start: int, is_next: bool) -> bool:
+        """Whether an entry begins at this offset; `is_next`: one must, if the group is a list."""
+        return start in starts if group.is_block else is_next or start in self.marks.elements
 
     def _group(self, opened_at: int) -> Group:
         following = self._next_token(self.at)
@@ -199,27 +203,23 @@ class Grouper:
         assert isinstance(token, Token)
         return token
 
-    def _is_loose_comma(self, index: int) -> bool:
-        """Whether the comma before this index separates items of a capability, where none is needed."""
-        following = self._next_token(index)
-        in_caps = following is not None and (following.start_pos or 0) in self.marks.loose_lists
-        return in_caps or (following is not None and following.type == "RBRACE")
-
     def _ends_entry(self, group: Group, starts: frozenset[int], after_comma: bool) -> bool:
         """Whether the entry is complete where the comment just read stands."""
         following = self._next_token(self.at)
         if following is None or following.type == "RBRACE" or after_comma:
             return True
-        if group.is_block:
-            return (following.start_pos or 0) in starts or (
-                following.type == "COMMA" and self._is_loose_comma(self.token_from[self.at] + 1)
-            )
-        return following.type == "COMMA"
+        if self._begins(group, starts, following.start_pos or 0, False):
+            return True
+        return not group.is_block and following.type == "COMMA"
 
 
 def _last_type(entry: Entry) -> str:
     last = next((piece for piece in reversed(entry.pieces) if not isinstance(piece, n.Comment)), None)
     return last.type if isinstance(last, Token) else ""
+
+
+def _ends_in_line_comment(entry: Entry) -> bool:
+    return bool(entry.trailing) and entry.trailing[-1].text.startswith("//")
 
 
 def _start(piece: Token | n.Comment) -> int:
