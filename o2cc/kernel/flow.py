@@ -122,14 +122,20 @@ def is_cold(name: str) -> bool:
     return name.endswith(".cold") or ".cold." in name
 
 
-def build_blocks(unit: Unit, layout: Layout, patches: Patches, taken: Iterable[int]) -> None:
-    """Fill in ``unit.blocks``. ``taken`` are addresses within the unit that other code or data refers to."""
+def build_blocks(
+    unit: Unit, layout: Layout, patches: Patches, taken: Iterable[int], entered: Iterable[int] = ()
+) -> None:
+    """Fill in ``unit.blocks``. ``taken`` are addresses in the middle of the unit's functions that code or data holds
+    as numbers, ``entered`` such that other units jump to. A taken address is where control can go only if the unit
+    has an indirect jump: otherwise it is a position for reports (``_THIS_IP_``), and calls go to functions' starts.
+    """
     _add_chunks(unit, layout)
     by_address = {item.address: item for part in unit.parts for item in part.instructions}
     extra = _alternative_effects(unit, layout, patches, by_address)
     leaders: set[int] = {part.start for part in unit.parts if part.instructions}
     external: set[int] = {unit.entry}
-    for address in taken:
+    indirect = any(item.flow == Flow.INDIRECT_JUMP for part in unit.parts for item in part.instructions)
+    for address in (*taken, *entered) if indirect else entered:
         leaders.add(address)
         external.add(address)
     for part in unit.parts:

@@ -16,8 +16,8 @@ from typing import Any, cast
 import iced_x86 as iced
 from iced_x86 import FlowControl, MemorySizeExt, OpAccess, OpKind, Register
 
-from o2cc.kernel.description import StaticAddress
 from o2cc.kernel.boost import Boost, boost_class
+from o2cc.kernel.description import StaticAddress
 
 REGISTERS = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
@@ -356,7 +356,7 @@ def _direct_branch(
             item.target = found.address + found.addend + (item.address + item.length - field)
             item.symbol = places.name_at(item.target)
     symbol = item.symbol
-    if symbol is None or not symbol.startswith("__x86_") and symbol not in RETURN_THUNKS:
+    if symbol is None or (not symbol.startswith("__x86_") and symbol not in RETURN_THUNKS):
         return
     if symbol in RETURN_THUNKS and item.flow == Flow.JUMP:
         item.flow = Flow.RETURN
@@ -391,10 +391,7 @@ def _memory(
         else:
             static = places.static_address(found.address + extra)
         displacement = 0
-    elif explicit and raw.is_ip_rel_memory_operand:
-        static = places.static_address(part.displacement)
-        displacement = 0
-    elif code.absolute is not None and code.absolute[0] <= part.displacement < code.absolute[1]:
+    elif (explicit and raw.is_ip_rel_memory_operand) or (code.absolute is not None and code.absolute[0] <= part.displacement < code.absolute[1]):
         static = places.static_address(part.displacement)
         displacement = 0
     return Memory(
@@ -547,7 +544,7 @@ def _lea(
         if (base in (Register.NONE, Register.RIP)) and index == Register.NONE:
             item.effect = (Effect.STATIC, to, static)
         return
-    if base in _STACK_REGISTERS and index != Register.NONE or index == Register.RBP:
+    if (base in _STACK_REGISTERS and index != Register.NONE) or index == Register.RBP:
         item.reads_stack_register |= 1 << RSP | 1 << RBP
     displacement = _signed(raw.memory_displacement)
     if index == Register.NONE and base != Register.NONE:

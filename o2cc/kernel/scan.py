@@ -6,23 +6,59 @@ The result depends on the bytes of the files alone: the same input gives an equa
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from o2cc.kernel.description import Description, Function, Prototype, Section, StaticAddress, Symbol, Target
-from o2cc.kernel.elf import SHN_LORESERVE, STT_FUNC, STT_OBJECT, ElfFile, read_elf
-from o2cc.kernel.flow import Part, Unit, build_blocks, decode_functions, group
-from o2cc.kernel.layout import PADDING_PREFIXES, SECTION_STRIDE_BITS, Layout, module_layout
-from o2cc.kernel.machine import Flow, Instruction, Memory
+from o2cc.diagnostics import DiagnosticError
+from o2cc.kernel import btf as kinds
+from o2cc.kernel.btf import Btf, read_btf
+from o2cc.kernel.description import (
+    Description,
+    Function,
+    OpsTable,
+    Prototype,
+    Section,
+    StaticAddress,
+    Symbol,
+    Target,
+    TypeTable,
+)
+from o2cc.kernel.elf import (
+    SHN_LORESERVE,
+    SHN_UNDEF,
+    STT_FUNC,
+    STT_OBJECT,
+    STT_SECTION,
+    ElfFile,
+    ElfSymbol,
+    read_elf,
+)
+from o2cc.kernel.errors import NOT_ELF, OTHER_KERNEL, failure
+from o2cc.kernel.flow import Unit, build_blocks, decode_functions, group
+from o2cc.kernel.kernels import Kernel, module_name, read_module
+from o2cc.kernel.layout import PADDING_PREFIXES, SECTION_STRIDE_BITS, Layout, LayoutSection, module_layout
+from o2cc.kernel.machine import Flow
+from o2cc.kernel.ops import DataObject, ops_tables
 from o2cc.kernel.patches import NOT_POINTERS_TO_DATA, Patches, read_patches, section_tables
 from o2cc.kernel.sites import UnitFacts, describe_unit
+from o2cc.kernel.types import LAYOUTS, TypeBuilder, find_prototypes, kernel_facts
+
+# Sections that the module loader makes read-only once the module is initialized (``module_enable_ro``,
+# ``kernel/module/strict_rwx.c``; ``ro_after_init`` is by section name in ``kernel/module/main.c``).
+AFTER_INIT_READONLY = frozenset(
+    {".data..ro_after_init", "__jump_table", ".data.rel.ro", ".static_call_sites"}
+)
 
 
-def taken_addresses(layout: Layout, units: Sequence[Unit]) -> set[int]:
-    """Addresses of code that data refers to, or code as a number; and jumps from other units into the middle of a function."""
+def taken_addresses(layout: Layout, units: Sequence[Unit]) -> tuple[set[int], set[int]]:
+    """Addresses of code that data refers to, or code as a number; and places in the middle of functions that other
+    units jump to."""
     starts = {section.name: section.start for section in layout.sections}
     executable = {section.name for section in layout.sections if section.executable}
     taken: set[int] = set()
+    entered: set[int] = set()
     for section in layout.sections:
         if section.executable or section.name in NOT_POINTERS_TO_DATA:
             continue
@@ -58,5 +94,282 @@ def taken_addresses(layout: Layout, units: Sequence[Unit]) -> set[int]:
                 if other is None or other.start == goal:
                     continue
                 if item.flow == Flow.CALL or unit_of.get(other.start) != unit_of[part.start]:
-                    taken.add(goal)
-    return taken
+                    entered.add(goal)
+    return taken, entered
+
+
+def scan_module(path: str | Path, kernel: Kernel) -> Description:
+    """Describe a module (``.ko``, also packed) of ``kernel``.
+
+    Raises DiagnosticError: the codes of `o2cc.kernel.errors` for files that cannot be read, O2C0422 for a module
+    that belongs to another release.
+    """
+    path = Path(path)
+    return describe_module(read_module(path), str(path), module_name(path), kernel)
+
+
+def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Description:
+    """Describe a module whose (unpacked) bytes are ``data``; ``path`` is for messages only."""
+    elf = read_elf(data, path)
+    if not elf.relocatable:
+        raise failure(NOT_ELF, "not a kernel module: the file is not relocatable", path)
+    info = elf.module_info()
+    release = info.get("vermagic", "").partition(" ")[0]
+    if not release:
+        raise failure(NOT_ELF, "not a kernel module: it has no version magic", path)
+    if kernel.release and release != kernel.release:
+        message = f"the module belongs to `{release}`, the kernel is `{kernel.release}`"
+        raise failure(
+            OTHER_KERNEL, message, path, "choose the kernel that the module was built for with `--kernel`"
+        )
+    layout = module_layout(elf)
+    tables = section_tables(layout)
+    patches = read_patches(layout, tables)
+    btf_section = elf.section_by_name.get(".BTF")
+    problems = [*layout.problems, *patches.problems]
+    btf = kernel.btf
+    if btf_section is not None:
+        try:
+            btf = read_btf(elf.content(btf_section), path, kernel.btf)
+        except DiagnosticError as problem:
+            problems.append(f"the module's own BTF is not used: {problem.diagnostics[0].message}")
+    else:
+        problems.append("the module has no BTF: prototypes and structs of its own are not known")
+    imports = tuple(
+        sorted({symbol.name for symbol in elf.symbols if symbol.section == SHN_UNDEF and symbol.name})
+    )
+    kernel_names = kernel.symbols.name_set
+    analysed = _analyse(
+        layout,
+        patches,
+        btf,
+        imports,
+        release,
+        kernel_names,
+        _module_last(layout),
+        _dependency_btf(info.get("depends", ""), kernel, problems),
+    )
+    own_counts = Counter(symbol.name for symbol in elf.symbols if _is_kallsyms_symbol(elf, symbol))
+    ambiguous = {symbol for symbol, count in own_counts.items() if count > 1 or symbol in kernel_names}
+    symbols = _module_symbols(elf, layout, analysed, ambiguous)
+    sections = tuple(
+        _module_section(section, layout, elf, ambiguous, name) for section in layout.sections if section.size
+    )
+    exports = tuple(sorted(function.name for function in analysed.functions if function.exported))
+    return Description(
+        release=release,
+        target=Target(
+            name, "module", elf.build_id, info.get("srcversion", ""), hashlib.sha256(data).hexdigest()
+        ),
+        sections=sections,
+        functions=tuple(
+            replace(function, ambiguous=True) if function.name in ambiguous else function
+            for function in analysed.functions
+        ),
+        imports=imports,
+        exports=exports,
+        symbols=symbols,
+        ops_tables=tuple(analysed.ops(_module_objects(elf, btf))),
+        types=analysed.types(),
+        kernel=kernel_facts(btf, kernel.symbols, kernel.build_id),
+        problems=tuple(dict.fromkeys([*problems, *analysed.builder.problems])),
+    )
+
+
+@dataclass
+class _Analysed:
+    """What the analysis of the code gave, and what is asked of it afterwards."""
+
+    layout: Layout
+    btf: Btf
+    builder: TypeBuilder
+    functions: tuple[Function, ...]
+    prototypes: dict[str, Prototype]
+    seeds: list[int]
+    starts: dict[int, str]
+    imports: tuple[str, ...]
+
+    def ops(self, objects: Iterable[DataObject]) -> list[OpsTable]:
+        """The ops tables among ``objects``; their structs become part of the types."""
+        own = {start: (name, self._proto(name)) for start, name in self.starts.items()}
+        imported = {name: self._proto(name) for name in self.imports if self._proto(name) is not None}
+        found = ops_tables(self.layout, objects, self.btf, own, imported)
+        for table in found:
+            id = self.btf.find(table.type, kinds.STRUCT) if table.type is not None else None
+            if id is not None:
+                self.seeds.append(id)
+        return found
+
+    def _proto(self, name: str) -> int | None:
+        id = self.btf.find(name, kinds.FUNC)
+        return self.btf.type(id).reference if id is not None else None
+
+    def types(self) -> TypeTable:
+        """The type table; to be asked for last."""
+        layouts = [self.btf.find(name, kinds.STRUCT) for name in LAYOUTS]
+        self.builder.add_structs([*self.seeds, *(id for id in layouts if id is not None)])
+        return self.builder.table(self.prototypes)
+
+
+def _analyse(
+    layout: Layout,
+    patches: Patches,
+    btf: Btf,
+    imports: tuple[str, ...],
+    release: str,
+    kernel_names: frozenset[str],
+    last: int | None,
+    others: Sequence[Btf],
+) -> _Analysed:
+    parts = decode_functions(layout)
+    units = group(parts, layout)
+    pointers, entered = taken_addresses(layout, units)
+    builder = TypeBuilder(btf)
+    own_names = dict.fromkeys(function.name for function in layout.functions)
+    own, own_seeds = find_prototypes(builder, own_names)
+    other, other_seeds = find_prototypes(builder, imports, others)
+    facts = UnitFacts(
+        layout=layout,
+        patches=patches,
+        sorted_sites=sorted(patches.sites),
+        release=release,
+        last_function=last,
+        prototypes={**other, **own},
+        own_prototypes=own,
+        taken=frozenset(pointers),
+        initial_sections=frozenset({".init.text"}),
+    )
+    described: list[tuple[int, Function]] = []
+    middle = sorted(address for address in pointers if not _starts_function(layout, address))
+    inside = sorted(address for address in entered)
+    for unit in units:
+        build_blocks(unit, layout, patches, _within(unit, middle), _within(unit, inside))
+        for part, function in describe_unit(unit, facts):
+            described.append((part.start, function))
+    described.sort(key=lambda item: item[0])
+    starts = {function.start: function.name for function in layout.functions}
+    return _Analysed(
+        layout,
+        btf,
+        builder,
+        tuple(function for _, function in described),
+        {**other, **own},
+        own_seeds + other_seeds,
+        starts,
+        imports,
+    )
+
+
+def _starts_function(layout: Layout, address: int) -> bool:
+    found = layout.function_at(address)
+    return found is not None and found.start == address
+
+
+def _within(unit: Unit, addresses: list[int]) -> list[int]:
+    result: list[int] = []
+    for part in unit.parts:
+        low = bisect_left(addresses, part.start + 1)
+        result += addresses[low : bisect_left(addresses, part.end)]
+    return result
+
+
+def _dependency_btf(depends: str, kernel: Kernel, problems: list[str]) -> list[Btf]:
+    """BTF of the modules that this one imports from."""
+    found: list[Btf] = []
+    for name in filter(None, depends.split(",")):
+        if not kernel.has_module(name):
+            continue
+        try:
+            path = kernel.find_module(name)
+            elf = read_elf(read_module(path), str(path))
+            section = elf.section_by_name.get(".BTF")
+            if section is not None:
+                found.append(read_btf(elf.content(section), str(path), kernel.btf))
+        except DiagnosticError as problem:
+            problems.append(f"types of the module `{name}` are not known: {problem.diagnostics[0].message}")
+    return found
+
+
+def _module_last(layout: Layout) -> int | None:
+    """The last function of the text that stays: nothing that kallsyms knows follows it."""
+    staying = [function.start for function in layout.functions if function.section != ".init.text"]
+    return max(staying, default=None)
+
+
+def _is_kallsyms_symbol(elf: ElfFile, symbol: ElfSymbol) -> bool:
+    return (
+        bool(symbol.name)
+        and SHN_UNDEF < symbol.section < SHN_LORESERVE
+        and symbol.type != STT_SECTION
+        and elf.sections[symbol.section].allocated
+    )
+
+
+def _module_symbols(
+    elf: ElfFile, layout: Layout, analysed: _Analysed, ambiguous: set[str]
+) -> tuple[Symbol, ...]:
+    found: list[Symbol] = []
+    for symbol in elf.symbols:
+        if not _is_kallsyms_symbol(elf, symbol) or symbol.type not in (STT_OBJECT, STT_FUNC):
+            continue
+        if symbol.name.startswith(PADDING_PREFIXES):
+            continue
+        section = elf.sections[symbol.section]
+        variable = analysed.btf.find(symbol.name, kinds.VAR) if symbol.type == STT_OBJECT else None
+        reference = None
+        if variable is not None and variable >= analysed.btf.first_id:
+            reference = analysed.builder.reference(analysed.btf.type(variable).reference)
+        found.append(
+            Symbol(
+                symbol.name,
+                section.name,
+                symbol.value,
+                symbol.size,
+                symbol.type == STT_OBJECT,
+                reference,
+                symbol.name in ambiguous,
+            )
+        )
+    order = {section.name: index for index, section in enumerate(layout.sections)}
+    return tuple(sorted(found, key=lambda item: (order[item.section], item.offset, item.name)))
+
+
+def _module_objects(elf: ElfFile, btf: Btf) -> list[DataObject]:
+    found = []
+    for symbol in elf.symbols:
+        if symbol.type != STT_OBJECT or not _is_kallsyms_symbol(elf, symbol) or symbol.size == 0:
+            continue
+        section = elf.sections[symbol.section]
+        if section.executable:
+            continue
+        variable = btf.named(kinds.VAR).get(symbol.name)
+        start = (section.index << SECTION_STRIDE_BITS) + symbol.value
+        type_id = btf.type(variable).reference if variable is not None else None
+        found.append(DataObject(symbol.name, section.name, start, symbol.size, type_id))
+    return sorted(found, key=lambda item: (item.start, item.name))
+
+
+def _module_section(
+    section: LayoutSection, layout: Layout, elf: ElfFile, ambiguous: set[str], target: str
+) -> Section:
+    index = section.start >> SECTION_STRIDE_BITS
+    best: tuple[bool, int, str] | None = None
+    for symbol in elf.symbols:
+        if symbol.section != index or not _is_kallsyms_symbol(elf, symbol) or symbol.name in ambiguous:
+            continue
+        # Symbols that stay in kallsyms after loading; names of the module's own are the least likely to clash.
+        if symbol.type not in (STT_OBJECT, STT_FUNC) or symbol.name in ("init_module", "cleanup_module"):
+            continue
+        key = (not symbol.name.startswith(target), symbol.value, symbol.name)
+        best = key if best is None or key < best else best
+    return Section(
+        name=section.name,
+        size=section.size,
+        writable=section.writable,
+        executable=section.executable,
+        after_init_readonly=section.name in AFTER_INIT_READONLY,
+        per_cpu=section.name.startswith(".data..percpu"),
+        anchor_symbol=best[2] if best is not None else None,
+        anchor_offset=best[1] if best is not None else 0,
+        initial=section.name.startswith((".init", "__initcall")),
+    )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From an analysed unit to the description's functions: sites, blocks, values, problems."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,6 @@ from o2cc.kernel.layout import Layout
 from o2cc.kernel.machine import (
     ARGUMENT_REGISTERS,
     NO_REGISTER,
-    RDI,
     REGISTERS,
     RSP,
     Effect,
@@ -57,7 +57,6 @@ class UnitFacts:
     last_function: int | None
     prototypes: Mapping[str, Prototype]
     own_prototypes: Mapping[str, Prototype]
-    ambiguous: frozenset[str]
     taken: frozenset[int]
     initial_sections: frozenset[str]
 
@@ -118,7 +117,7 @@ class _Table:
         return ValueSource("merge" if kind == "merge" else "unknown", site=site, function=function)
 
 
-def describe_unit(unit: Unit, facts: UnitFacts) -> list[Function]:
+def describe_unit(unit: Unit, facts: UnitFacts) -> list[tuple[Part, Function]]:
     """Analyse a unit whose blocks are built, and describe each of its function symbols."""
     analysis = ValueAnalysis(unit)
     values = analysis.solve()
@@ -179,12 +178,20 @@ def describe_unit(unit: Unit, facts: UnitFacts) -> list[Function]:
         sorted(((REGISTERS[register], slot) for register, slot in values.saved.items()), key=lambda s: -s[1])
     )
     return [
-        _function(
-            unit, part, facts, tuple(sites[part.start]), tuple(dict.fromkeys(problems[part.start])), saved,
-            tuple(table.sources) if part is main else (),
+        (
+            part,
+            _function(
+                unit,
+                part,
+                facts,
+                tuple(sites[part.start]),
+                tuple(dict.fromkeys(problems[part.start])),
+                saved,
+                tuple(table.sources) if part is main else (),
+            ),
         )
         for part in named
-    ]  # fmt: skip
+    ]
 
 
 def _function(
@@ -207,7 +214,7 @@ def _function(
         section=function.section,
         offset=function.start - section.start,
         size=function.end - function.start,
-        ambiguous=function.name in facts.ambiguous,
+        ambiguous=False,
         address_taken=function.start in facts.taken,
         exported=function.exported,
         prototype=facts.own_prototypes.get(function.name),
@@ -255,8 +262,6 @@ def _blocks(unit: Unit, part: Part, layout: Layout) -> tuple[Block, ...]:
 def _patch_sites(part: Part, facts: UnitFacts) -> tuple[PatchSite, ...]:
     by_address = {item.address: item for item in part.instructions}
     found = []
-    from bisect import bisect_left
-
     position = bisect_left(facts.sorted_sites, part.start)
     while position < len(facts.sorted_sites) and facts.sorted_sites[position] < part.end:
         address = facts.sorted_sites[position]
@@ -454,6 +459,3 @@ def _operand(memory: Memory) -> Operand:
 
 def _part_of(unit: Unit, address: int) -> Part:
     return next((part for part in unit.parts if part.start <= address < part.end), unit.parts[0])
-
-
-__all__ = ["RDI", "UnitFacts", "describe_unit"]

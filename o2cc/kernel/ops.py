@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects in data sections that hold addresses of functions, and which struct they are.
+
+BTF of a module names few variables, so the struct is mostly inferred: it is the only one whose size fits and
+that has, at every place where the object holds a function, a pointer to a function of the same prototype.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from o2cc.kernel import btf as kinds
+from o2cc.kernel.btf import Btf
+from o2cc.kernel.description import OpsTable
+from o2cc.kernel.layout import Layout, LayoutSection
+from o2cc.kernel.patches import NOT_POINTERS_TO_DATA
+
+
+@dataclass(frozen=True, slots=True)
+class DataObject:
+    """An object symbol of a data section."""
+
+    name: str
+    section: str
+    start: int
+    size: int
+    type_id: int | None
+
+
+class StructMatcher:
+    """Finds structs by size and by the prototypes of the function pointers in them."""
+
+    def __init__(self, btf: Btf) -> None:
+        self.btf = btf
+        self.by_size: dict[int, list[int]] = {}
+        current: Btf | None = btf
+        while current is not None:
+            for id in current.ids_by_kind.get(kinds.STRUCT, ()):
+                self.by_size.setdefault(current.type(id).reference, []).append(id)
+            current = current.base
+        self.pointers: dict[int, dict[int, tuple[str, int]]] = {}
+        self.shapes: dict[int, tuple[object, ...]] = {}
+
+    def function_pointers(self, id: int) -> dict[int, tuple[str, int]]:
+        """(member path, FUNC_PROTO) of a struct's function pointers by byte offset."""
+        found = self.pointers.get(id)
+        if found is None:
+            found = {}
+            self._collect(id, "", 0, found, 0)
+            self.pointers[id] = found
+        return found
+
+    def _collect(self, id: int, prefix: str, base: int, into: dict[int, tuple[str, int]], depth: int) -> None:
+        btf = self.btf
+        for member in btf.members(id):
+            offset = base + member.offset_bits // 8
+            path = f"{prefix}{member.name}" if member.name else prefix.rstrip(".")
+            inner = btf.strip(member.type)
+            kind = btf.kind(inner)
+            if kind == kinds.PTR:
+                target = btf.strip(btf.type(inner).reference)
+                if btf.kind(target) == kinds.FUNC_PROTO:
+                    into.setdefault(offset, (path, target))
+            elif kind in (kinds.STRUCT, kinds.UNION) and depth < 4:
+                self._collect(inner, f"{path}." if path else "", offset, into, depth + 1)
+
+    def shape(self, proto: int) -> tuple[object, ...]:
+        """A prototype as far as two must agree: kinds and names of parameters and result."""
+        found = self.shapes.get(proto)
+        if found is None:
+            types = [id for _, id in self.btf.parameters(proto)] + [self.btf.type(proto).reference]
+            found = self.shapes[proto] = tuple(self._shape(id) for id in types)
+        return found
+
+    def _shape(self, id: int) -> tuple[int, str, int]:
+        btf = self.btf
+        id = btf.strip(id)
+        kind = btf.kind(id)
+        if kind == kinds.PTR:
+            target = btf.strip(btf.type(id).reference)
+            kind_there = btf.kind(target)
+            if kind_there in (kinds.STRUCT, kinds.UNION, kinds.FWD):
+                return kinds.PTR, btf.type(target).name, 0
+            return kinds.PTR, "", 0
+        if kind in (kinds.STRUCT, kinds.UNION):
+            return kind, btf.type(id).name, 0
+        return 0, "", btf.size(id)
+
+    def match(self, size: int, slots: Mapping[int, int]) -> int | None:
+        """The only struct of ``size`` bytes with function pointers of these prototypes at these offsets.
+
+        Copies of one struct under one name (of several compilations) count as one.
+        """
+        found: list[int] = []
+        for id in self.by_size.get(size, ()):
+            pointers = self.function_pointers(id)
+            if all(
+                offset in pointers and self._agree(self.shape(pointers[offset][1]), self.shape(proto))
+                for offset, proto in slots.items()
+            ):
+                found.append(id)
+        names = {self.btf.type(id).name for id in found}
+        return found[0] if len(names) == 1 and "" not in names else None
+
+    @staticmethod
+    def _agree(left: tuple[object, ...], right: tuple[object, ...]) -> bool:
+        return left == right
+
+
+def ops_tables(
+    layout: Layout,
+    objects: Iterable[DataObject],
+    btf: Btf | None,
+    own: Mapping[int, tuple[str, int | None]],
+    imported: Mapping[str, int | None],
+) -> list[OpsTable]:
+    """The tables of a target. ``own`` gives name and FUNC_PROTO of a function by its start, ``imported`` FUNC_PROTO
+    by name for imports that are functions."""
+    matcher: StructMatcher | None = None
+    result: list[OpsTable] = []
+    addresses = layout.link_addresses
+    sections = {section.name: section for section in layout.sections}
+    for item in objects:
+        if item.section in NOT_POINTERS_TO_DATA:
+            continue
+        slots: dict[int, tuple[str, int | None]] = {}
+        position = bisect_left(addresses, item.start)
+        while position < len(addresses) and addresses[position] < item.start + item.size:
+            link = layout.links[addresses[position]]
+            held: tuple[str, int | None] | None = None
+            if link.size == 8 and not link.relative:
+                if link.address is not None:
+                    held = own.get(link.address + link.addend)
+                elif link.symbol is not None and link.symbol in imported and link.addend == 0:
+                    held = (link.symbol, imported[link.symbol])
+            if held is not None:
+                slots[addresses[position] - item.start] = held
+            position += 1
+        if not slots:
+            continue
+        if matcher is None and btf is not None:
+            matcher = StructMatcher(btf)
+        result.append(_table(item, slots, matcher, sections[item.section]))
+    return result
+
+
+def _table(
+    item: DataObject,
+    slots: Mapping[int, tuple[str, int | None]],
+    matcher: StructMatcher | None,
+    section: LayoutSection,
+) -> OpsTable:
+    struct: int | None = None
+    inferred = False
+    repeat = 0
+    if matcher is not None:
+        if item.type_id is not None:
+            struct = matcher.btf.strip(item.type_id)
+            struct = struct if matcher.btf.kind(struct) == kinds.STRUCT else None
+        known = {offset: proto for offset, (_, proto) in slots.items() if proto is not None}
+        if struct is None and len(known) == len(slots):
+            struct = matcher.match(item.size, known)
+            if struct is None:
+                struct, repeat = _array(item.size, known, matcher)
+            inferred = struct is not None
+    named: list[tuple[str, str]] = []
+    for offset, (name, _) in sorted(slots.items()):
+        path = f"+{offset:#x}"
+        if struct is not None and matcher is not None:
+            pointers = matcher.function_pointers(struct)
+            within = offset % repeat if repeat else offset
+            if within in pointers:
+                path = pointers[within][0] if not repeat else f"[{offset // repeat}].{pointers[within][0]}"
+        named.append((path, name))
+    text = matcher.btf.type(struct).name if struct is not None and matcher is not None else None
+    return OpsTable(
+        item.name, item.section, item.start - section.start, text, tuple(named), inferred, section.writable
+    )
+
+
+def _array(size: int, slots: Mapping[int, int], matcher: StructMatcher) -> tuple[int | None, int]:
+    """An array of equal structs: the smallest element size that fits, if exactly one struct does."""
+    for element in sorted(matcher.by_size):
+        if element < 16 or element * 2 > size or size % element:
+            continue
+        wanted: dict[int, int] = {}
+        for offset, proto in slots.items():
+            before = wanted.setdefault(offset % element, proto)
+            if matcher.shape(before) != matcher.shape(proto):
+                break
+        else:
+            found = matcher.match(element, wanted)
+            if found is not None:
+                return found, element
+    return None, 0
