@@ -49,7 +49,7 @@ Store = tuple[str, int]
 
 @dataclass(frozen=True)
 class DischargeCheckedBefore(Pass):
-    """Discharges stores that an earlier check of the same value covers on every path.
+    """Discharges stores that an earlier check covers on every path.
 
     `harmless` are kernel functions whose call leaves memory and capabilities as they are; own functions that call
     nothing else count as well.

@@ -52,7 +52,7 @@ _SAME = {
 
 @dataclass(frozen=True)
 class ConstantFolding(BodyPass):
-    """Constant folding and algebraic simplification, to a fixed point."""
+    """Computes constants and simplifies expressions, to a fixed point."""
 
     def change(self, body: Body, module: ir.Module) -> tuple[ir.Block, ...]:
         tables = {t.name: TableState(t) for t in module.tables if not t.writable}

@@ -12,7 +12,10 @@ from o2cc.passes.manager import BodyPass
 
 @dataclass(frozen=True)
 class SimplifyControlFlow(BodyPass):
-    """Removes unreachable blocks, skips blocks that only jump, joins a block with its only successor."""
+    """Removes, skips and joins blocks.
+
+    Unreachable blocks go, blocks that only jump are skipped, a block is joined with the only one that follows it.
+    """
 
     def change(self, body: Body, module: ir.Module) -> tuple[ir.Block, ...]:
         blocks = body.blocks

@@ -12,8 +12,11 @@ from o2cc.passes.manager import Pass, PassContext, SomeBody
 
 @dataclass(frozen=True)
 class DeadCode(Pass):
-    """Removes unused values, assignments to variables that are never read, and unused calls of functions without
-    effects.  What reads kernel memory goes as well: a read that faults has no effect."""
+    """Removes what nobody uses and what changes nothing.
+
+    These are unused values, assignments to variables that are never read, and unused calls of functions without
+    effects.  What reads kernel memory goes as well: a read that faults has no effect.
+    """
 
     def run(self, module: ir.Module, context: PassContext) -> ir.Module:
         pure = functions_without_effects(module)

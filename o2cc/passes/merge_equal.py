@@ -12,7 +12,9 @@ from o2cc.passes.manager import Pass, PassContext, SomeBody
 
 @dataclass(frozen=True)
 class MergeEqual(Pass):
-    """Calls and sites of equal functions and checks go to the first of them; the others are taken away.
+    """Keeps one of equal functions and checks.
+
+    Calls and sites of the others go to it.
 
     Spans are not compared: the first one's stand for all.  Sites keep their own span, which is what reports name.
     """

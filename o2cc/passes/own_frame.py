@@ -13,7 +13,9 @@ from o2cc.passes.sites import KEPT_FLOW, KEPT_STACK, Proof, discharge, is_plain
 
 @dataclass(frozen=True)
 class DischargeOwnFrame(Pass):
-    """Discharges stores whose bytes lie between the stack pointer and the saved registers.
+    """Discharges stores to the function's own stack frame.
+
+    Their bytes must lie between the stack pointer and the saved registers.
 
     The description gives the address written relative to the slot of the return address, and the height of the
     stack before the instruction.  Neither the return address nor a callee-saved register that the prologue pushed

@@ -15,7 +15,9 @@ _PREMISE = "the module's sections lie in memory as they lie in its file"
 
 @dataclass(frozen=True)
 class DischargeStaticData(Pass):
-    """Discharges rip-relative stores into own writable sections, and gs-relative ones into own per-CPU data.
+    """Discharges stores to own data at a fixed address.
+
+    These are rip-relative stores into own writable sections, and gs-relative ones into own per-CPU data.
 
     Sections of a module: ``.data*`` and ``.bss*`` that stay writable after initialization; where a symbol covers
     the place the whole range must be inside it.  For built-in code nothing is own by itself: only the symbols of

@@ -14,9 +14,9 @@ from o2cc.passes.sites import KEPT_FLOW, Proof, discharge
 
 @dataclass(frozen=True)
 class DischargeUnreachable(Pass):
-    """Discharges stores in blocks that nothing leads to: padding behind calls that do not return, for the most.
+    """Discharges stores in blocks that nothing leads to.
 
-    Only in units whose control flow the description shows in full.
+    That is padding behind calls that do not return, for the most part.  Only in units whose control flow the description shows in full.
     """
 
     requires = frozenset({DESCRIPTION, CONTROL_FLOW})

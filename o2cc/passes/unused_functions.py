@@ -12,7 +12,10 @@ from o2cc.passes.manager import Pass, PassContext
 
 @dataclass(frozen=True)
 class UnusedFunctions(Pass):
-    """Keeps hooks, the checks of sites, and the functions that these reach; also those named in `keep`."""
+    """Removes functions and checks that are not used.
+
+    Hooks stay, the checks of sites, the functions that these reach, and what is named in `keep`.
+    """
 
     keep: tuple[str, ...] = ()
 

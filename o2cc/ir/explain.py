@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says of one instruction how it is checked, or why it needs no check.
+
+Codes: O2C0540 what is asked for is not of the form ``function+offset``, O2C0541 nothing is there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, Span, did_you_mean, error
+from o2cc.ir import nodes as ir
+from o2cc.ir.printer import print_number
+
+_PLACE = re.compile(r"(?P<function>[^\s+]+)\+(?P<offset>0[xX][0-9a-fA-F]+|[0-9]+)\Z")
+_KINDS = {
+    ir.SiteKind.STORE: "store",
+    ir.SiteKind.CALL: "call",
+    ir.SiteKind.TAIL_CALL: "tail call",
+    ir.SiteKind.INDIRECT_CALL: "indirect call",
+    ir.SiteKind.INDIRECT_JUMP: "indirect jump",
+    ir.SiteKind.ENTRY: "entry",
+    ir.SiteKind.RETURN: "return",
+}
+
+
+def parse_place(text: str) -> tuple[str, int]:
+    """Function and offset of ``sctp_rcv+0x8b``; raises `DiagnosticError` (O2C0540)."""
+    match = _PLACE.match(text)
+    if match is None:
+        raise DiagnosticError(
+            error(
+                "O2C0540",
+                f"`{text}` is not a place in code",
+                help="write `function+offset`, such as `sctp_rcv+0x8b`",
+            )
+        )
+    digits = match["offset"]
+    return match["function"], int(digits, 16 if digits[:2].lower() == "0x" else 10)
+
+
+def explain_place(
+    module: ir.Module, function: str, offset: int, sources: Mapping[str, SourceFile] | None = None
+) -> str:
+    """What a module does at a place, as text that ends in a line end.
+
+    With `sources` the policy's line is named.  Raises `DiagnosticError` (O2C0541) if the module has neither a
+    check nor a proof there.
+    """
+    known = sources or {}
+    parts = [
+        _checked(site, known) for site in module.sites if (site.function, site.offset) == (function, offset)
+    ]
+    parts += [
+        _proved(site, known)
+        for site in module.discharged
+        if (site.function, site.offset) == (function, offset)
+    ]
+    if not parts:
+        raise DiagnosticError(_nothing(module, function, offset))
+    return "".join(parts)
+
+
+def _asked(span: Span | None, sources: Mapping[str, SourceFile]) -> str:
+    if span is None:
+        return ""
+    if span.source not in sources:
+        return f"  policy: {span.source}\n"
+    line, column = sources[span.source].position(span.start)
+    text = sources[span.source].line(line).strip()
+    return f"  policy: {span.source}:{line}:{column}: {text}\n"
+
+
+def _checked(site: ir.Site, sources: Mapping[str, SourceFile]) -> str:
+    parameters = ", ".join(f"{name} = {print_number(value)}" for name, value in site.parameters)
+    probe = ""
+    if site.probe_offset is not None:
+        probe = f"  the probe is at {site.function}+{site.probe_offset:#x}, where the operands are the same\n"
+    return (
+        f"{site.function}+{site.offset:#x}: {_KINDS[site.kind]}, checked at run time (site {site.number})\n"
+        f"  check: {site.check}({parameters})\n"
+        f"{probe}{_asked(site.span, sources)}" + (f"  {site.note}\n" if site.note else "")
+    )
+
+
+def _proved(site: ir.Discharged, sources: Mapping[str, SourceFile]) -> str:
+    premises = "".join(f"    - {premise}\n" for premise in site.premises)
+    return (
+        f"{site.function}+{site.offset:#x}: {_KINDS[site.kind]}, needs no check ({site.reason})\n"
+        f"  proof: {site.proof}\n"
+        + (f"  it leans on:\n{premises}" if premises else "")
+        + _asked(site.span, sources)
+    )
+
+
+def _nothing(module: ir.Module, function: str, offset: int) -> Diagnostic:
+    places = [(s.function, s.offset) for s in module.sites] + [
+        (d.function, d.offset) for d in module.discharged
+    ]
+    own = sorted(
+        {place for name, place in places if name == function}, key=lambda place: (abs(place - offset), place)
+    )
+    if own:
+        nearest = ", ".join(f"`{function}+{place:#x}`" for place in sorted(own[:4]))
+        advice = f"the nearest sites there: {nearest}"
+    else:
+        advice = did_you_mean(function, {name for name, _ in places}) or "no site is in this function"
+    return error("O2C0541", f"no site is at `{function}+{offset:#x}`", help=advice)
