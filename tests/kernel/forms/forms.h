@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Interface of the test module: single instructions, run with given registers, flags and memory. */
+#ifndef O2C_FORMS_H
+#define O2C_FORMS_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define FORM_BUFFER 512
+
+struct form_info {
+	__u32 number;		/* in; ENOENT behind the last */
+	__u32 length;
+	__u64 address;
+	__u64 function;
+	__u64 target;		/* what call and jump forms go to */
+	char name[40];
+	__u8 bytes[16];
+};
+
+enum form_context { FORM_PROCESS, FORM_SOFTIRQ, FORM_HARDIRQ };
+
+struct form_run {
+	__u32 number;
+	__u32 context;
+	__u64 registers[16];	/* in and out, by hardware number; that of rsp is a stack slot's at 16(%rsp) */
+	__u64 flags;		/* in and out */
+	__u64 pointers;		/* bit n: register n is an offset into the buffer */
+	__u64 per_cpu;		/* in and out: the per-CPU variable of the gs form */
+	__u64 calls;		/* out: how often the target was entered */
+	__u8 vector[16];	/* xmm0, in process context */
+	__u8 buffer[FORM_BUFFER];
+};
+
+struct form_hammer {
+	__u32 number;
+	__u32 milliseconds;
+	__u64 registers[16];
+	__u64 pointers;
+	__u64 runs[3];		/* out, by context */
+	__u64 written;		/* out: runs after which the buffer was changed */
+	__u64 wrong;		/* out: runs with another register than r11 changed, or that did not go on */
+};
+
+#define FORM_IOC_INFO	_IOWR('F', 0, struct form_info)
+#define FORM_IOC_RUN	_IOWR('F', 1, struct form_run)
+#define FORM_IOC_HAMMER	_IOWR('F', 2, struct form_hammer)
+
+#endif
