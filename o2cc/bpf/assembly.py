@@ -249,23 +249,16 @@ class Assembler:
 
     def _add_program_section(self, section: str, programs: Sequence[Program]) -> None:
         prototype = self._program_type(section)
-        text: bytes | bytearray = programs[0].code if len(programs) == 1 else bytearray()
+        text = bytearray()
         relocations: list[tuple[int, int, int]] = []
         codes: list[Code] = []
         places: list[int] = []
         base = 0
         for program in programs:
             places.append(base)
-            if isinstance(text, bytearray) and len(programs) > 1:
-                text += program.code
+            text += program.code
             relocations += self._relocate(program.relocations, base)
-            lines = program.lines
-            if base:
-                lines = [
-                    type(line)(base + line.offset, line.file, line.text, line.line, line.column)
-                    for line in lines
-                ]
-            codes.append(Code(base, self._btf.function(program.name, prototype), lines))
+            codes.append(Code(base, self._btf.function(program.name, prototype), program.lines))
             base += len(program.code)
         index = self._elf.add_code(section, text, relocations)
         for place, program in zip(places, programs, strict=True):

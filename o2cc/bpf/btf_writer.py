@@ -44,7 +44,7 @@ class Linkage(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LineInfo:
-    """Where the code from a byte offset on comes from.  ``line`` and ``column`` count from 1."""
+    """Where the code from a byte offset of its function on comes from.  ``line``, ``column`` count from 1."""
 
     offset: int
     file: str
@@ -57,7 +57,7 @@ class LineInfo:
 class Code:
     """What BTF.ext says about one function: its FUNC type, where it starts in its section, its lines.
 
-    The first line has the function's own offset, which the kernel demands.
+    The first line has the offset 0, which the kernel demands.
     """
 
     offset: int
@@ -147,7 +147,8 @@ class BtfWriter:
             self._functions += struct.pack("<II", code.offset, code.function)
             for line in code.lines:
                 position = min(line.line, MAXIMUM_LINE) << 10 | min(line.column, MAXIMUM_COLUMN)
-                self._lines += struct.pack("<IIII", line.offset, add(line.file), add(line.text), position)
+                place = code.offset + line.offset
+                self._lines += struct.pack("<IIII", place, add(line.file), add(line.text), position)
 
     def btf(self) -> bytes:
         """The .BTF section."""

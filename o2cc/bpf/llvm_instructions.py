@@ -256,12 +256,12 @@ class InstructionWriter(BodyWriter):
         value = self.scratch_address(len(i.key))
         flags = BPF_NOEXIST if i.no_replace else 0
         arguments = f"{self.map_pointer(i.map)}, ptr {key}, ptr {value}, i64 {flags}"
-        self.assign(i.result, self.helper(HELPER_MAP_UPDATE, arguments))
+        self.assign(i.result, self.error(HELPER_MAP_UPDATE, arguments))
 
     def delete(self, i: nodes.Delete) -> None:
         """Removes an entry."""
         key = self.key(self.map(i.map), i.key)
-        self.assign(i.result, self.helper(HELPER_MAP_DELETE, f"{self.map_pointer(i.map)}, ptr {key}"))
+        self.assign(i.result, self.error(HELPER_MAP_DELETE, f"{self.map_pointer(i.map)}, ptr {key}"))
 
     def helper_fact(self, i: nodes.Helper) -> None:
         """What a helper without arguments tells."""
@@ -276,7 +276,7 @@ class InstructionWriter(BodyWriter):
             case nodes.HelperKind.PID_TGID:
                 word = self.helper(HELPER_GET_CURRENT_PID_TGID, "")
             case nodes.HelperKind.KILL:
-                word = self.helper(HELPER_SEND_SIGNAL, f"i32 {SIGKILL}")
+                word = self.error(HELPER_SEND_SIGNAL, f"i32 {SIGKILL}")
         self.assign(i.result, word)
 
     def emit(self, i: nodes.Emit) -> None:

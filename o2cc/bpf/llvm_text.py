@@ -16,6 +16,8 @@ What the verifier needs and LLVM does not know, done here:
   one of two modified context pointers.
 - Parameters and kernel symbols are addresses of weak externals behind an opaque copy: LLVM knows nothing of
   them, and relocations say where they are.  (An offset folded into such an address would be lost at load.)
+- Subprograms use every parameter, if only in an empty statement: else LLVM leaves a register that nobody reads
+  unset at the call, and the verifier refuses what happens to be in it.
 - An atomic addition whose result is used asks for more than `monotonic`: LLVM 22 then emits the fetching
   instruction; with `monotonic` it emits the plain one and takes the addend for the result.
 """
@@ -124,7 +126,7 @@ class _Body(InstructionWriter):
                 f"more than {STACK_LIMIT}",
                 self.span,
             )
-        return "\n".join((*self.head(inline), *self.entry(), *self.lines, "}"))
+        return "\n".join((*self.head(inline), *self.entry(inline), *self.lines, "}"))
 
     def head(self, inline: bool) -> list[str]:
         """The function's first line."""
@@ -139,7 +141,7 @@ class _Body(InstructionWriter):
             f'section ".{self.symbol}" !dbg !{self.program} {{'
         ]
 
-    def entry(self) -> list[str]:
+    def entry(self, inline: bool) -> list[str]:
         """The block before the first: stack slots, and the site's row in the `shape` layout."""
         body, self.lines = self.lines, ["entry:"]
         self.locate(None)
@@ -149,6 +151,9 @@ class _Body(InstructionWriter):
             self.lines.append(f"  {name} = alloca i64, align 8")
         for name in self.variables.values():
             self.lines.append(f"  store i64 0, ptr {name}, align 8")
+        if not inline:
+            for name in self.words_of_parameters:
+                self.add(f'call void asm sideeffect "", "r"(i64 {name})')
         if self.sites is not None:
             self.site_row(self.sites)
         self.add("br label %b0")

@@ -138,6 +138,14 @@ class BodyWriter:
         """Calls a BPF helper."""
         return self.value(f"call {result} inttoptr (i64 {number} to ptr)({arguments})")
 
+    def error(self, number: int, arguments: str) -> str:
+        """Calls a helper that gives 0 or a negative error, and widens that.
+
+        Up to Linux 6.3 the verifier calls a map's own functions in place of the helpers, and these return an
+        ``int``: the upper half of the register is not the sign.
+        """
+        return self.value(f"sext i32 {self.helper(number, arguments, 'i32')} to i64")
+
     def scratch(self, words: Sequence[str], first: int = 0) -> str:
         """Puts words on the stack and returns their address; one area serves all uses of a body."""
         self.scratch_words = max(self.scratch_words, first + len(words))
