@@ -10,7 +10,7 @@ allows, O2C0306 dangerous call.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from o2cc.diagnostics import Span, did_you_mean, warning
@@ -32,18 +32,34 @@ class ScopedCall:
     action: Action
 
 
-def dangerous_functions(context: Context, target: TargetCode) -> dict[str, Mention]:
-    """The callees in the sets called `dangerous` of the modules that the policy uses."""
+def members_of_sets(
+    context: Context, target: TargetCode, name: str, names: Collection[str]
+) -> dict[str, Mention]:
+    """Which of ``names`` stand in sets called ``name``, in any module of the program."""
     found: dict[str, Mention] = {}
-    universe = Universe(target.callees, target.callees, "callee", strict=False)
-    for module in context.program.used_by(context.program.main):
-        defined = context.program.definitions.get(module.name, {}).get((nodes.SetDef, "dangerous"))
+    universe = Universe(names, target.callees, "function", strict=False, quiet=True)
+    for module in context.program.modules.values():
+        defined = context.program.definitions.get(module.name, {}).get((nodes.SetDef, name))
         if defined is None or not isinstance(defined.node, nodes.SetDef):
             continue
         resolved = resolve_set(context, defined.module, defined.node.value, universe)
-        for name, mention in resolved.included.items():
-            found.setdefault(name, mention)
+        for member, mention in resolved.included.items():
+            found.setdefault(member, mention)
     return found
+
+
+def kernel_callbacks(context: Context) -> tuple[str, ...]:
+    """Functions of the kernel that may stand in callbacks: the names in sets called `callbacks`."""
+    found: set[str] = set()
+    for definitions in context.program.definitions.values():
+        defined = definitions.get((nodes.SetDef, "callbacks"))
+        if defined is not None and isinstance(defined.node, nodes.SetDef):
+            found.update(
+                element.text
+                for element in defined.node.value.include
+                if isinstance(element, nodes.SymbolPattern) and not element.is_glob
+            )
+    return tuple(sorted(found))
 
 
 class CallDecider:
@@ -53,7 +69,7 @@ class CallDecider:
         self.context = context
         self.target = target
         self.action = action
-        self.dangerous = dangerous_functions(context, target)
+        self.dangerous = members_of_sets(context, target, "dangerous", target.callees)
 
     def decide(
         self,

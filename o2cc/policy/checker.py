@@ -20,7 +20,7 @@ from o2cc.diagnostics import (
 )
 from o2cc.kernel.description import Description
 from o2cc.policy import model
-from o2cc.policy.calls import CallDecider, ScopedCall, indirect_targets
+from o2cc.policy.calls import CallDecider, ScopedCall, indirect_targets, kernel_callbacks
 from o2cc.policy.context import Context
 from o2cc.policy.entries import EntryBuilder
 from o2cc.policy.features import required_features
@@ -228,6 +228,7 @@ class _Checker:
             tests=tests,
             required_features=features,
             scoped_indirect=scoped_indirect,
+            kernel_callbacks=kernel_callbacks(context),
         )
 
     # --- parts

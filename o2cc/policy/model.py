@@ -175,7 +175,8 @@ class PredicateKind(StrEnum):
     GRANTED   p points to the start of a granted struct of type ``type_id`` whose type is certain
     FREEABLE  p is the start of a heap object that is owned or held
     SIZE      (an integer) usable size in bytes of the heap object at p, 0 when it is none
-    ENTRY     p is the address of an entry of the compartment (for function pointers handed to the kernel)
+    ENTRY     p is the address of an entry of the compartment, or one of the policy's ``kernel_callbacks`` (for
+              function pointers handed to the kernel)
     """
 
     OWNED = "owned"
@@ -830,7 +831,8 @@ class CheckedPolicy:
     """A compartment that is ready to be compiled, with its tests.
 
     ``gates`` holds the direct callees of the target and whatever the policy names, by function name.
-    ``calls`` decides every direct callee outside the compartment (sorted by function).
+    ``calls`` decides every direct callee outside the compartment (sorted by function).  ``kernel_callbacks`` are
+    functions of the kernel that satisfy ENTRY like the compartment's own entries; some may not exist in this kernel.
     """
 
     name: str
@@ -855,6 +857,7 @@ class CheckedPolicy:
     tests: tuple[PolicyTest, ...] = ()
     required_features: tuple[RequiredFeature, ...] = ()
     scoped_indirect: tuple[IndirectTargets, ...] = ()
+    kernel_callbacks: tuple[str, ...] = ()
 
     def action_for(self, kind: ViolationKind, function: str | None = None) -> Action:
         """What a violation of that kind in code of ``function`` does."""

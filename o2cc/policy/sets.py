@@ -42,13 +42,14 @@ class Universe:
     """The names that patterns are matched against.
 
     ``noun`` says what they are, for diagnostics.  ``strict``: a name outside is an error (O2C0213); otherwise it is
-    kept out and reported to nobody (`unknown` gathers it).
+    kept out and `unknown` gathers it.  ``quiet``: nothing is said of patterns that fit nothing either.
     """
 
     names: Collection[str]
     imports: Collection[str]
     noun: str
     strict: bool
+    quiet: bool = False
 
 
 @dataclass
@@ -128,7 +129,7 @@ def _add(
             matched = [name for name in universe.names if fnmatch.fnmatchcase(name, element.text)]
             for name in matched:
                 _mention(into, name, _where(element, through, Exactness.PATTERN))
-            if not matched and through is None and context.has_target:
+            if not matched and through is None and context.has_target and not universe.quiet:
                 context.collector.add(
                     warning("O2C0217", f"no {universe.noun} matches `{element.text}`", element.span)
                 )
