@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--vm-budget", type=float, default=420.0, help="seconds for one kernel's boot and tests")
     group.addoption("--vm-results", type=Path, help="keep the guests' logs and files here, by kernel")
     group.addoption(
-        "--guest", default="", metavar="ARGS", help="arguments for pytest in the guest: --guest='-k sctp'"
+        "--guest", default="", metavar="ARGS", help="arguments for the guest's pytest: --guest='-k sctp'"
     )
 
 

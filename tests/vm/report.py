@@ -93,6 +93,11 @@ class Progress:
         return list(self.outcomes.values()).count(outcome)
 
 
+def host_name(test: str, kernel: str) -> str:
+    """What a guest test is called on the host: as if the kernel were its last parameter."""
+    return f"{test[:-1]}-{kernel}]" if test.endswith("]") else f"{test}[{kernel}]"
+
+
 def problems(progress: Progress, outcome: Outcome) -> list[str]:
     """Why the session as a whole is no proof, beyond tests that failed. Empty if all is well."""
     found = list(progress.errors)

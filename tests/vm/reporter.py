@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.report import Event, Progress, parse_events
+from tests.vm.report import Event, Progress, host_name, parse_events
 
 SUMMARY = "vm-summary"
 """User property of the session's test: a line for the terminal summary."""
@@ -56,7 +56,7 @@ class Reporter:
         """If the guest ended in the middle of a test, that test failed, whatever it was doing."""
         if self.progress.running is None:
             return False
-        name = self._name(self.progress.running)
+        name = host_name(self.progress.running, self._kernel)
         self._log(
             pytest.TestReport(
                 nodeid=name,
@@ -69,9 +69,6 @@ class Reporter:
         )
         return True
 
-    def _name(self, test: str) -> str:
-        return f"{test}@{self._kernel}"
-
     def _emit(self, event: Event) -> None:
         if event["event"] == "collected":
             self._session.testscollected += len(event["tests"])  # for the progress display
@@ -80,9 +77,9 @@ class Reporter:
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=event["data"])
         if isinstance(report.longrepr, list):  # a skip's (path, line, reason), which JSON made a list
             report.longrepr = tuple(report.longrepr)
-        report.nodeid = self._name(report.nodeid)
+        report.nodeid = host_name(report.nodeid, self._kernel)
         path, line, domain = report.location
-        report.location = (path, line, f"{domain}@{self._kernel}")
+        report.location = (path, line, host_name(domain, self._kernel))
         self._log(report)
 
     def _log(self, report: pytest.TestReport) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Boot each kernel once and run everything of tests/vm/guest in it.
 
-Every guest test is reported here as a test of its own, named ``<test>@<kernel>``, with the guest's output.
+Every guest test is reported here as a test of its own, named ``test[<kernel>]``, with the guest's output.
 The one test that is written down here passes only if the session as a whole is sound: the guest came
 to its end in time, every collected test ran, and the kernel log is clean.
 """
@@ -22,6 +22,7 @@ from tests.vm.machine import MachineError, missing_tools, run
 from tests.vm.report import REPORT_NAME, problems, summary_line
 from tests.vm.reporter import NOT_RUN, SUMMARY, Reporter
 
+GUEST_TESTS = "tests/vm/guest"
 TEST_SECONDS = 120
 """Limit for one guest test that sets none itself (``@pytest.mark.timeout``)."""
 
@@ -50,10 +51,11 @@ def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Pa
     results = base / kernel if base else tmp_path
     (results / REPORT_NAME).unlink(missing_ok=True)
     reporter = Reporter(request, kernel, results / REPORT_NAME)
-    command = [sys.executable, "-m", "pytest", "tests/vm/guest", "-p", "no:cacheprovider"]
+    chosen = shlex.split(config.getoption("--guest"))
+    command = [sys.executable, "-m", "pytest", *chosen, "-p", "no:cacheprovider"]
+    command += [] if any(argument.startswith(GUEST_TESTS) for argument in chosen) else [GUEST_TESTS]
     command += ["--continue-on-collection-errors", f"--timeout={TEST_SECONDS}"]
     command += ["--full"] if config.getoption("--full") else []
-    command += shlex.split(config.getoption("--guest"))
     try:
         outcome = run(
             image, command, results=results, timeout=config.getoption("--vm-budget"), poll=reporter.poll

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.vm.machine import Ending, Outcome
-from tests.vm.report import Event, Progress, parse_events, problems, summary_line
+from tests.vm.report import Event, Progress, host_name, parse_events, problems, summary_line
 
 
 def outcome(ending: Ending = "exit", status: int | None = 0, log: tuple[str, ...] = ()) -> Outcome:
@@ -153,3 +153,8 @@ def test_summary_counts_what_ran_and_what_did_not() -> None:
     assert summary_line("6.1", state, outcome("panic", None)) == (
         "kernel 6.1: 1 passed, 1 failed, 2 did not finish, 3 deselected (need --full); boot 4.0 s, 30.0 s in all"
     )
+
+
+def test_the_kernel_is_the_last_parameter_of_a_guest_test() -> None:
+    assert host_name("test_a.py::test_b", "6.1") == "test_a.py::test_b[6.1]"
+    assert host_name("test_a.py::test_b[x-2]", "6.12") == "test_a.py::test_b[x-2-6.12]"
