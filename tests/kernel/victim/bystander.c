@@ -18,6 +18,9 @@ static struct bystander_shared *shared;
 static struct bystander_other *other;
 static struct list_head *head;
 static struct dentry *directory;
+static struct kmem_cache *sacrifices;
+static void *sacrifice;
+static bool sacrifice_freed;
 static u32 secret_calls;
 static u32 updates;
 
@@ -27,9 +30,11 @@ void *bystander_foreign(void)
 }
 EXPORT_SYMBOL_GPL(bystander_foreign);
 
-void *bystander_sacrifice(size_t size)
+void *bystander_sacrifice(void)
 {
-	return kmalloc(size, GFP_ATOMIC);
+	if (!sacrifice)
+		sacrifice = kmem_cache_alloc(sacrifices, GFP_ATOMIC);
+	return sacrifice;
 }
 EXPORT_SYMBOL_GPL(bystander_sacrifice);
 
@@ -69,12 +74,34 @@ void bystander_timer(void *unused)
 }
 EXPORT_SYMBOL_GPL(bystander_timer);
 
+/*
+ * Whether somebody freed the sacrifice: an object that was freed last is handed out first by the same
+ * processor, and nobody else uses the cache.  Tests stay on one processor.
+ */
+static bool was_freed(void)
+{
+	void *next;
+
+	if (!sacrifice || sacrifice_freed)
+		return sacrifice_freed;
+	next = kmem_cache_alloc(sacrifices, GFP_KERNEL);
+	if (next && next != sacrifice)
+		kmem_cache_free(sacrifices, next);
+	sacrifice_freed = next == sacrifice;
+	return sacrifice_freed;
+}
+
 /* Writing anything puts every object back to its first state. */
 static ssize_t reset_write(struct file *file, const char __user *buffer, size_t count, loff_t *position)
 {
 	memset(foreign, FOREIGN_BYTE, FOREIGN_SIZE);
 	memset(shared, 0, sizeof(*shared));
 	memset(other, 0, sizeof(*other));
+	was_freed();
+	if (sacrifice)
+		kmem_cache_free(sacrifices, sacrifice);
+	sacrifice = NULL;
+	sacrifice_freed = false;
 	INIT_LIST_HEAD(head);
 	WRITE_ONCE(secret_calls, 0);
 	WRITE_ONCE(updates, 0);
@@ -90,10 +117,10 @@ static ssize_t state_read(struct file *file, char __user *buffer, size_t count, 
 	for (i = 0; i < FOREIGN_SIZE; i++)
 		changed += foreign[i] != FOREIGN_BYTE;
 	length = scnprintf(text, sizeof(text),
-			   "foreign=%d granted=%llu forbidden=%llu other=%llu list=%d secret=%u updates=%u\n",
+			   "foreign=%d granted=%llu forbidden=%llu other=%llu list=%d secret=%u updates=%u freed=%d\n",
 			   changed, shared->granted, shared->forbidden, other->words[0],
 			   head->next != head || head->prev != head, READ_ONCE(secret_calls),
-			   READ_ONCE(updates));
+			   READ_ONCE(updates), was_freed());
 	return simple_read_from_buffer(buffer, count, position, text, length);
 }
 
@@ -106,6 +133,10 @@ static void release(void)
 	kfree(shared);
 	kfree(other);
 	kfree(head);
+	was_freed();
+	if (sacrifice)
+		kmem_cache_free(sacrifices, sacrifice);
+	kmem_cache_destroy(sacrifices);
 }
 
 static int __init bystander_init(void)
@@ -114,7 +145,10 @@ static int __init bystander_init(void)
 	shared = kzalloc(sizeof(*shared), GFP_KERNEL);
 	other = kzalloc(sizeof(*other), GFP_KERNEL);
 	head = kmalloc(sizeof(*head), GFP_KERNEL);
-	if (!foreign || !shared || !other || !head) {
+	/* With a region for user copies a cache is never merged with another. */
+	sacrifices = kmem_cache_create_usercopy("bystander_sacrifice", BYSTANDER_SACRIFICE_SIZE, 0, 0, 0,
+						BYSTANDER_SACRIFICE_SIZE, NULL);
+	if (!foreign || !shared || !other || !head || !sacrifices) {
 		release();
 		return -ENOMEM;
 	}

@@ -19,8 +19,10 @@ struct bystander_other {
 
 /* Memory that is not the victim's; the bytes start as 0x5a. */
 void *bystander_foreign(void);
-/* Another foreign object, one that whoever frees it may free: the bystander forgets it. */
-void *bystander_sacrifice(size_t size);
+#define BYSTANDER_SACRIFICE_SIZE 4096
+
+/* Another foreign object, for attacks that free what is not theirs: the bystander notices and lives on. */
+void *bystander_sacrifice(void);
 struct bystander_shared *bystander_get_shared(void);
 struct bystander_other *bystander_get_other(void);
 struct list_head *bystander_list_head(void);

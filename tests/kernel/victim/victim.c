@@ -4,6 +4,7 @@
  * that the caller chose, or the proper thing with objects of its own.
  */
 #include <linux/cred.h>
+#include <linux/delay.h>
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
@@ -157,15 +158,16 @@ static int proper_use(struct victim_object *object)
 
 static int forged_packet(void)
 {
-	struct sk_buff *packet = alloc_skb(256, GFP_KERNEL);
+	/* Large enough that the buffer comes from kmalloc in every kernel, as the forged one seems to. */
+	struct sk_buff *packet = alloc_skb(2048, GFP_KERNEL);
 	unsigned char *head;
 	void *sacrifice;
 
 	if (!packet)
 		return -ENOMEM;
 	head = packet->head;
-	sacrifice = bystander_sacrifice(ksize(head));
-	if (!sacrifice) {
+	sacrifice = bystander_sacrifice();
+	if (!sacrifice || skb_end_offset(packet) + sizeof(struct skb_shared_info) > BYSTANDER_SACRIFICE_SIZE) {
 		kfree_skb(packet);
 		return -ENOMEM;
 	}
@@ -241,11 +243,12 @@ static int attack(unsigned int command, struct victim_object *object)
 	case VICTIM_FORGED_LIST:
 		return forged_list(object);
 	case VICTIM_FOREIGN_FREE:
-		free_object(bystander_sacrifice(64));
+		free_object(bystander_sacrifice());
 		return 0;
 	case VICTIM_TIMER_CALLBACK:
 		victim_timer.function = (void (*)(struct timer_list *))bystander_timer;
 		start_timer(&victim_timer);
+		msleep(40);
 		return 0;
 	case VICTIM_OLD_OBJECT:
 		store_word(&old_object->words[0], 1);
