@@ -2,7 +2,6 @@
 """The diagnostics of this stage (O2C04xx), each made in one place.
 
 ==========  ==========================================================
-O2C0400     a file is missing, unreadable or not a regular file
 O2C0401     not an ELF file that this stage reads
 O2C0402     a truncated or inconsistent ELF file
 O2C0403     compressed data that cannot be unpacked
@@ -20,7 +19,6 @@ O2C0422     the module belongs to another kernel
 
 from o2cc.diagnostics import DiagnosticError, error
 
-UNREADABLE = "O2C0400"
 NOT_ELF = "O2C0401"
 BROKEN_ELF = "O2C0402"
 BROKEN_COMPRESSION = "O2C0403"

@@ -3,17 +3,20 @@
 
 A kernel is named by its boot image (``vmlinuz``, or an ELF ``vmlinux``), by a directory into which its package was
 unpacked (``boot/`` and ``lib/modules/`` below it, or a directory that holds the image itself), or by its release:
-then it is looked for below ``~/.cache/o2c/kernels/RELEASE`` and in the root file system.
+then it is looked for in ``kernels/RELEASE`` of the cache directory (``$O2C_CACHE``, else ``$XDG_CACHE_HOME/o2c``, else
+``~/.cache/o2c``) and in the root file system.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from o2cc.files import read_bytes
 from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.elf import ElfFile, read_elf
-from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, UNREADABLE, failure
+from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, failure
 from o2cc.kernel.image import decompress, kernel_image
 from o2cc.kernel.kallsyms import KernelSymbols, read_kallsyms
 
@@ -30,8 +33,8 @@ class Kernel:
 
     @cached_property
     def image(self) -> bytes:
-        """The kernel's ELF file. Raises DiagnosticError O2C0400, O2C0403 or O2C0404."""
-        return kernel_image(read_file(self.path), str(self.path))
+        """The kernel's ELF file. Raises DiagnosticError O2C0901, O2C0403 or O2C0404."""
+        return kernel_image(read_bytes(self.path), str(self.path))
 
     @cached_property
     def elf(self) -> ElfFile:
@@ -101,12 +104,21 @@ def open_kernel(name: str) -> Kernel:
             raise failure(NO_KERNEL, "no kernel image (`vmlinuz-*`, `vmlinux`) in this directory", name)
         return found
     if "/" not in name:
-        for root in (Path.home() / ".cache" / "o2c" / "kernels" / name, Path("/")):
+        for root in (cache_directory() / "kernels" / name, Path("/")):
             found = _in_directory(root, name) if root.is_dir() else None
             if found is not None:
                 return found
     help = "give a boot image, a directory of an unpacked kernel package, or an installed release"
     raise failure(NO_KERNEL, f"no kernel `{name}` found", name, help)
+
+
+def cache_directory() -> Path:
+    """Where kernels that were fetched are kept."""
+    own = os.environ.get("O2C_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "o2c"
 
 
 def _in_directory(root: Path, release: str | None) -> Kernel | None:
@@ -131,18 +143,6 @@ def _modules_beside(image: Path) -> Path | None:
     return image.parent if image.parent.name == release and (image.parent / "kernel").is_dir() else None
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises DiagnosticError O2C0400."""
-    try:
-        if path.is_dir():
-            raise failure(UNREADABLE, "this is a directory, not a file", str(path))
-        return path.read_bytes()
-    except OSError as problem:
-        raise failure(
-            UNREADABLE, f"the file cannot be read: {problem.strerror or problem}", str(path)
-        ) from None
-
-
 def read_module(path: Path) -> bytes:
-    """A module's ELF file, unpacked. Raises DiagnosticError O2C0400 or O2C0403."""
-    return decompress(read_file(path), str(path))
+    """A module's ELF file, unpacked. Raises DiagnosticError O2C0901 or O2C0403."""
+    return decompress(read_bytes(path), str(path))

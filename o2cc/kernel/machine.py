@@ -391,7 +391,9 @@ def _memory(
         else:
             static = places.static_address(found.address + extra)
         displacement = 0
-    elif (explicit and raw.is_ip_rel_memory_operand) or (code.absolute is not None and code.absolute[0] <= part.displacement < code.absolute[1]):
+    elif (explicit and raw.is_ip_rel_memory_operand) or (
+        code.absolute is not None and code.absolute[0] <= part.displacement < code.absolute[1]
+    ):
         static = places.static_address(part.displacement)
         displacement = 0
     return Memory(

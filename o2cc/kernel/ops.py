@@ -121,7 +121,8 @@ def ops_tables(
     addresses = layout.link_addresses
     sections = {section.name: section for section in layout.sections}
     for item in objects:
-        if item.section in NOT_POINTERS_TO_DATA:
+        # One-pointer objects are no tables: addresses kept for the linker, single callbacks.
+        if item.section in NOT_POINTERS_TO_DATA or item.size <= 8:
             continue
         slots: dict[int, tuple[str, int | None]] = {}
         position = bisect_left(addresses, item.start)

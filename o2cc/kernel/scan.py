@@ -51,6 +51,9 @@ AFTER_INIT_READONLY = frozenset(
     {".data..ro_after_init", "__jump_table", ".data.rel.ro", ".static_call_sites"}
 )
 
+# Allocated sections that the loader does not keep (``rewrite_section_headers``, ``kernel/module/main.c``).
+NOT_LOADED = frozenset({".modinfo", "__versions"})
+
 
 def taken_addresses(layout: Layout, units: Sequence[Unit]) -> tuple[set[int], set[int]]:
     """Addresses of code that data refers to, or code as a number; and places in the middle of functions that other
@@ -153,7 +156,9 @@ def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descri
     ambiguous = {symbol for symbol, count in own_counts.items() if count > 1 or symbol in kernel_names}
     symbols = _module_symbols(elf, layout, analysed, ambiguous)
     sections = tuple(
-        _module_section(section, layout, elf, ambiguous, name) for section in layout.sections if section.size
+        _module_section(section, layout, elf, ambiguous, name)
+        for section in layout.sections
+        if section.size and section.name not in NOT_LOADED
     )
     exports = tuple(sorted(function.name for function in analysed.functions if function.exported))
     return Description(

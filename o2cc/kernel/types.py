@@ -33,6 +33,7 @@ LAYOUTS = (
     "sock_common", "socket", "net", "net_generic", "net_device", "module", "module_layout", "module_memory",
     "list_head", "hlist_node", "callback_head", "timer_list", "work_struct", "delayed_work", "hrtimer", "tasklet_struct",
     "wait_queue_entry", "mem_section", "proto_ops", "proto", "net_protocol", "file_operations",
+    "genradix_node", "bucket_table", "rhashtable", "msghdr", "__kernel_sockaddr_storage",
 )  # fmt: skip
 
 # Enumerators that are recorded, with all others of their enums.

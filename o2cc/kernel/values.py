@@ -422,7 +422,9 @@ def _frame_escapes(unit: Unit) -> bool:
     uses_frame_pointer = False
     for part in unit.parts:
         for item in part.instructions:
-            if (item.effect[0] == Effect.MOVE and item.effect[1] == RBP and item.effect[2] == RSP) or (item.effect[0] == Effect.ADDRESS and item.effect[1] == RBP and item.effect[2] == RSP):
+            if (item.effect[0] == Effect.MOVE and item.effect[1] == RBP and item.effect[2] == RSP) or (
+                item.effect[0] == Effect.ADDRESS and item.effect[1] == RBP and item.effect[2] == RSP
+            ):
                 uses_frame_pointer = True
     sources = (RSP, RBP) if uses_frame_pointer else (RSP,)
     mask = sum(1 << register for register in sources)

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`o2c scan` and `o2c show`: make and print descriptions of kernel code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
+from o2cc.diagnostics import DiagnosticError, did_you_mean, error, warning
+from o2cc.kernel import store
+from o2cc.kernel.description import Description
+from o2cc.kernel.elf import read_elf
+from o2cc.kernel.errors import NO_FUNCTION, NO_KERNEL
+from o2cc.kernel.kernels import MODULE_SUFFIXES, Kernel, module_files, module_name, open_kernel, read_module
+from o2cc.kernel.show import as_json, function_lines, overview, site_lines
+from o2cc.kernel.summary import all_problems, summarize, summary_as_json
+
+PROGRESS_AFTER = 2.0
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@diagnostic_command
+@click.argument("module", required=False)
+@click.option(
+    "--builtin", metavar="PATTERNS", help="Describe functions of the kernel itself: `ip6_*,udpv6_*`."
+)
+@click.option(
+    "--all", "directory", metavar="DIR", help="Scan every module below DIR and sum up; writes nothing."
+)
+@click.option(
+    "--kernel", "kernel_name", metavar="DIR|RELEASE|VMLINUZ", help="The kernel that the code belongs to."
+)
+@click.option("--name", help="Name of a built-in target; by default made of the patterns.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write; default NAME.o2k.")
+@click.option("--limit", type=click.IntRange(1), help="With --all: only so many modules, evenly spread.")
+@click.option("--json", "json_form", is_flag=True, help="Print the summary as JSON.")
+def scan(
+    reporter: Reporter,
+    module: str | None,
+    builtin: str | None,
+    directory: str | None,
+    kernel_name: str | None,
+    name: str | None,
+    output: Path | None,
+    limit: int | None,
+    json_form: bool,
+) -> None:
+    """Describe a kernel module (a file, or a name with --kernel) or built-in functions as X.o2k.
+
+    The description holds what the compiler must know of the code: every instruction that writes memory, calls or
+    jumps, where probes can go, types, symbols and sections. It holds no code.
+    """
+    if sum(item is not None for item in (module, builtin, directory)) != 1:
+        raise click.UsageError("Give one of: a module, --builtin PATTERNS, --all DIR.")
+    if directory is not None:
+        _scan_all(reporter, Path(directory), kernel_name, limit, json_form)
+        return
+    with _progress("scanning"):
+        description = _describe(module, builtin, kernel_name, name)
+    target = output or Path(f"{description.target.name}.o2k")
+    size = store.save(description, target)
+    problems = all_problems(description)
+    if problems:
+        reporter.add(
+            warning(
+                "O2C0430",
+                f"{len(problems)} places of `{description.target.name}` are not understood",
+                notes=tuple(problems[:5]),
+                help=f"`o2c show {target}` lists them; sites there are checked without what is not known",
+                path=str(target),
+            )
+        )
+    if json_form:
+        click.echo(
+            json.dumps({"output": str(target), "bytes": size, **summary_as_json(description)}, indent=1)
+        )
+        return
+    summary = summarize(description)
+    click.echo(
+        f"{target}: {description.target.name} of {description.release}, {summary.functions} functions, "
+        f"{summary.sites} sites, {summary.stores} writes, {size} bytes"
+    )
+
+
+def _describe(
+    module: str | None, builtin: str | None, kernel_name: str | None, name: str | None
+) -> Description:
+    # Imported late: the analyses pull in the decoder.
+    if builtin is not None:
+        from o2cc.kernel.builtin import scan_builtin
+
+        kernel = open_kernel(kernel_name) if kernel_name is not None else _running_kernel()
+        patterns = tuple(part.strip() for part in builtin.split(",") if part.strip())
+        return scan_builtin(kernel, patterns, name)
+    assert module is not None
+    from o2cc.kernel.scan import scan_module
+
+    path = Path(module)
+    if kernel_name is not None:
+        kernel = open_kernel(kernel_name)
+        if not path.exists() and "/" not in module and not module.endswith(MODULE_SUFFIXES):
+            path = kernel.find_module(module)
+        return scan_module(path, kernel)
+    if not path.exists() and "/" not in module and not module.endswith(MODULE_SUFFIXES):
+        kernel = _running_kernel()
+        return scan_module(kernel.find_module(module), kernel)
+    return scan_module(path, _kernel_of(path))
+
+
+def _running_kernel() -> Kernel:
+    import os
+
+    return open_kernel(os.uname().release)
+
+
+def _kernel_of(path: Path) -> Kernel:
+    """The kernel of a module: beside it in an unpacked package, or by the release that the module names."""
+    release = store.read_build_identity(path).release
+    for parent in path.resolve().parents:
+        image = parent / "boot" / f"vmlinuz-{release}"
+        if release and image.is_file():
+            return open_kernel(str(image))
+    return open_kernel(release or "(unnamed)")
+
+
+def _scan_all(
+    reporter: Reporter, directory: Path, kernel_name: str | None, limit: int | None, json_form: bool
+) -> None:
+    from o2cc.kernel.scan import describe_module
+
+    if not directory.is_dir():
+        raise DiagnosticError(error(NO_KERNEL, "there is no such directory", path=str(directory)))
+    files = module_files(directory)
+    if not files:
+        raise DiagnosticError(error(NO_KERNEL, "no modules below this directory", path=str(directory)))
+    if limit is not None and limit < len(files):
+        files = [files[index * len(files) // limit] for index in range(limit)]
+    kernel = open_kernel(kernel_name) if kernel_name is not None else _kernel_of(files[0])
+    totals: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    refused: list[tuple[str, str]] = []
+    started = time.monotonic()
+    with _bar(len(files), "modules") as step:
+        for path in files:
+            try:
+                data = read_module(path)
+                description = describe_module(data, str(path), module_name(path), kernel)
+            except DiagnosticError as problem:
+                refused.append((str(path), problem.diagnostics[0].message))
+                step()
+                continue
+            summary = summarize(description)
+            totals["modules"] += 1
+            for field in (
+                "functions",
+                "instructions",
+                "sites",
+                "stores",
+                "probe_places",
+                "jump_optimizable",
+                "problems",
+            ):
+                totals[field] += getattr(summary, field)
+            totals["modules_with_problems"] += bool(summary.problems)
+            totals["functions_with_problems"] += sum(
+                bool(function.problems) for function in description.functions
+            )
+            reasons.update(
+                _reason(problem) for function in description.functions for problem in function.problems
+            )
+            reasons.update(problem.partition(" `")[0] for problem in description.problems)
+            step()
+    seconds = time.monotonic() - started
+    if json_form:
+        found = {
+            **totals,
+            "seconds": round(seconds, 1),
+            "refused": dict(refused),
+            "reasons": dict(reasons.most_common()),
+        }
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for line in _totals(totals, seconds, reasons):
+            click.echo(line)
+    for name, message in refused:
+        reporter.add(warning("O2C0431", f"not scanned: {message}", path=name))
+
+
+def _totals(totals: Counter[str], seconds: float, reasons: Counter[str]) -> Iterator[str]:
+    yield f"{totals['modules']} modules in {seconds:.0f} s, {totals['functions']} functions"
+    yield f"{totals['instructions']} instructions, {totals['sites']} sites, {totals['stores']} writes"
+    yield f"{totals['probe_places']} sites can carry a probe, {totals['jump_optimizable']} of them an optimized one"
+    yield f"not understood: {totals['problems']} places in {totals['functions_with_problems']} functions"
+    yield from (f"  {count:>7}  {reason}" for reason, count in reasons.most_common())
+
+
+def _reason(problem: str) -> str:
+    return problem.partition(": ")[2] or problem
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@diagnostic_command
+@click.argument("source", metavar="X.o2k")
+@click.argument("place", metavar="[FUNCTION[+OFFSET]]", required=False)
+@click.option("--json", "json_form", is_flag=True, help="Print JSON: all that is known.")
+def show(reporter: Reporter, source: str, place: str | None, json_form: bool) -> None:
+    """Print a description, one of its functions, or one site."""
+    description = store.load(source)
+    if place is None:
+        if json_form:
+            click.echo(json.dumps(as_json(description), indent=1))
+        else:
+            _echo_all(overview(description))
+        return
+    name, _, offset_text = place.partition("+")
+    function = description.function_by_name.get(name)
+    if function is None:
+        raise DiagnosticError(
+            error(
+                NO_FUNCTION,
+                f"the description has no function `{name}`",
+                help=did_you_mean(name, description.function_by_name),
+                path=source,
+            )
+        )
+    if not offset_text:
+        if json_form:
+            click.echo(json.dumps(as_json(function), indent=1))
+        else:
+            _echo_all(function_lines(function))
+        return
+    try:
+        offset = int(offset_text, 0)
+    except ValueError:
+        raise click.UsageError(f"`{offset_text}` is not an offset.") from None
+    site = function.site_by_offset.get(offset)
+    if site is None:
+        near = sorted(function.site_by_offset, key=lambda other: (abs(other - offset), other))[:3]
+        help = "the nearest are " + ", ".join(f"+{other:#x}" for other in sorted(near)) if near else None
+        raise DiagnosticError(
+            error(NO_FUNCTION, f"`{name}` has no site at +{offset:#x}", help=help, path=source)
+        )
+    if json_form:
+        click.echo(json.dumps(as_json(site), indent=1))
+    else:
+        _echo_all(site_lines(function, site))
+
+
+def _echo_all(lines: Iterator[str]) -> None:
+    click.echo("\n".join(lines))
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Say what goes on, once it has taken longer than `PROGRESS_AFTER` (on a terminal only)."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    import threading
+
+    timer = threading.Timer(PROGRESS_AFTER, lambda: click.echo(f"{what} ...", err=True))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Step:
+    def __init__(self, total: int, what: str) -> None:
+        self.total = total
+        self.what = what
+        self.done = 0
+        self.started = time.monotonic()
+        self.shown = False
+
+    def __call__(self) -> None:
+        self.done += 1
+        if sys.stderr.isatty() and time.monotonic() - self.started > PROGRESS_AFTER:
+            self.shown = True
+            click.echo(f"\r{self.done}/{self.total} {self.what}", err=True, nl=False)
+
+
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[_Step]:
+    step = _Step(total, what)
+    yield step
+    if step.shown:
+        click.echo("", err=True)
+
+
+__all__: Sequence[str] = ("scan", "show")
