@@ -9,13 +9,14 @@ input makes the parser recurse deeply or run long.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
 
 from lark import Lark, Token, Tree, UnexpectedCharacters, UnexpectedToken
 
-from o2cc.diagnostics import Collector, DiagnosticError, SourceFile, Span
+from o2cc.diagnostics import Collector, Diagnostic, DiagnosticError, SourceFile, Span
 from o2cc.resources import resource_directory
 from o2cc.syntax import nodes
 from o2cc.syntax.builder import AstBuilder
@@ -47,7 +48,7 @@ class Interactive(Protocol):
     def accepts(self) -> set[str]:
         """Terminals that may come next."""
 
-    def copy(self) -> Interactive:
+    def copy(self, deepcopy_values: bool = True) -> Interactive:
         """An independent parser in the same state."""
 
 
@@ -85,16 +86,34 @@ def parse_with_tokens(source: SourceFile) -> Parsed:
     """As `parse`, with the tokens (positions are offsets into the source's text)."""
     problems = Collector()
     lexical = scan_text(source, problems)
-    tree, tokens = _run(source, lexical.repaired, problems)
+    of_grammar = Collector()
+    tree, tokens = _run(source, lexical.repaired, of_grammar)
+    problems.extend(_without_echoes(source, of_grammar.diagnostics, problems.diagnostics))
     if tree is None:
         raise DiagnosticError(problems.diagnostics)
     # After recovery the tree lacks what was wrong, but is still one of the grammar.
     builder = AstBuilder(source)
     items = builder.transform(tree)
-    problems.extend(builder.problems.diagnostics)
+    problems.extend(_without_echoes(source, builder.problems.diagnostics, problems.diagnostics))
     problems.raise_if_errors()
     file = nodes.PolicyFile(Span(source.name, 0, len(source.text)), items, lexical.comments)
     return Parsed(file, tokens)
+
+
+# Codes of mistakes that make further messages about the same line worthless.
+_ROOT_CAUSES = frozenset(("O2C0102", "O2C0103", "O2C0118"))
+
+
+def _without_echoes(
+    source: SourceFile, diagnostics: Iterable[Diagnostic], before: Iterable[Diagnostic]
+) -> list[Diagnostic]:
+    """Those that are not on a line where an earlier stage has found the cause."""
+    spoiled = {_line(source, d) for d in before if d.code in _ROOT_CAUSES}
+    return [d for d in diagnostics if d.code in _ROOT_CAUSES or _line(source, d) not in spoiled]
+
+
+def _line(source: SourceFile, diagnostic: Diagnostic) -> int:
+    return source.position(diagnostic.primary.span.start)[0] if diagnostic.primary else 0
 
 
 def _run(source: SourceFile, text: str, problems: Collector) -> tuple[Tree[Token] | None, tuple[Token, ...]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from lark import Lark, Token, UnexpectedCharacters, UnexpectedToken
@@ -78,7 +79,7 @@ _OTHER_UNITS = {
     "m": "min",
     "minutes": "min",
 }
-_FEW = 6
+_FEW = 8
 
 
 class Recovery:
@@ -183,7 +184,8 @@ class Recovery:
         states, values = state.state_stack, state.value_stack
         braces = _open_braces(values)
         for height in range(len(states) - 1, -1, -1):
-            if braces == depth and terminal in table[states[height]]:
+            promising = braces == depth and terminal in table[states[height]]
+            if promising and _takes(interactive, height + 1, terminal):
                 del states[height + 1 :]
                 del values[height:]
                 interactive.lexer_thread.state.line_ctr.char_pos = offset
@@ -214,9 +216,7 @@ class Recovery:
             value = interactive.parser_state.value_stack[-1]
             end = _end_of(value)
             span = Span(self.source.name, end, end) if end is not None else self._span(token)
-            ahead = interactive.copy()
-            ahead.feed_token(Token.new_borrow_pos("COMMA", ",", token))
-            if token.type not in ahead.accepts():
+            if not _takes(interactive, len(interactive.parser_state.state_stack), "COMMA", token.type):
                 return False
             problems.add(
                 error(
@@ -308,6 +308,10 @@ class Recovery:
                 help=help or f"expected {_join([f'`{k}`' for k in keywords])}",
             )
         help = did_you_mean(word, keywords) if token.type == "NAME" else None
+        if token.type == "COMPARE":
+            help = "comparisons do not chain; write `a < b && b < c`"
+        elif token.type == "NAME" and "STRING" in accepted and "NAME" not in accepted:
+            help = help or f'write `"{word}"`'
         return error(
             "O2C0101",
             f"expected {self._expected(accepted)}, found {self._shown(token)}",
@@ -361,6 +365,26 @@ class Recovery:
             return token
         position = trouble.pos_in_stream or 0
         return Token("", self.text[position : position + 1], position, end_pos=position + 1)
+
+
+def _takes(interactive: Interactive, height: int, *terminals: str) -> bool:
+    """Whether the parser, cut down to `height` states, takes these tokens one after the other.
+
+    A state's table is not enough: LALR tables may reduce for a token and refuse it only then.
+    """
+    trial = interactive.copy(deepcopy_values=False)
+    state = trial.parser_state
+    del state.state_stack[height:]
+    del state.value_stack[height - 1 :]
+    # Without callbacks nothing is built, so that the values shared with the real parser stay untouched.
+    state.parse_conf = copy(state.parse_conf)
+    state.parse_conf.callbacks = {}
+    try:
+        for terminal in terminals:
+            trial.feed_token(Token(terminal, ""))
+    except UnexpectedToken:
+        return False
+    return True
 
 
 def _brace(value: object) -> int:

@@ -50,7 +50,20 @@ _ITEMS = (
     "test",
 )
 _CALM = frozenset(
-    f"_{name}" for name in ["or", "and", "comparison", "bits_or", "bits_xor", "bits_and", "shift", "sum", "product", "unary", "param"]
+    f"_{name}"
+    for name in [
+        "or",
+        "and",
+        "comparison",
+        "bits_or",
+        "bits_xor",
+        "bits_and",
+        "shift",
+        "sum",
+        "product",
+        "unary",
+        "param",
+    ]
 )
 _WEIGHTS = (1, 2, 1, 1, 2, 4, 2, 8, 4)
 
