@@ -349,12 +349,14 @@ class Checker:
         unit = left.unit if left.unit is not Unit.PLAIN else right.unit
         if operation is BinaryOperation.DIVIDE and left.unit is right.unit:
             unit = Unit.PLAIN
-        pointers = [side.type for side in (left, right) if side.type.kind is TypeKind.POINTER]
-        result = (
-            POINTER
-            if len(pointers) == 1
-            else ValueType(TypeKind.INTEGER, signed=left.type.signed or right.type.signed)
-        )
+        address = left.type.kind is TypeKind.POINTER
+        offset = right.type.kind is TypeKind.POINTER
+        if (operation is BinaryOperation.ADD and address != offset) or (
+            operation is BinaryOperation.SUBTRACT and address and not offset
+        ):
+            result = POINTER
+        else:
+            result = ValueType(TypeKind.INTEGER, signed=left.type.signed or right.type.signed)
         folded = _fold(BinaryExpr(operation, left.expr, right.expr, result, node.span))
         if isinstance(folded, Const) and not -(WORD_LIMIT // 2) <= folded.value < WORD_LIMIT:
             self.report("O2C0224", "the value does not fit into 64 bits", node.span)

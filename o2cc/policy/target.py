@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from functools import cached_property
 from o2cc.kernel.description import Argument, Description, Function, Prototype, Site, StaticAddress
 
 _CALL_KINDS = ("call", "tail_call")
+_ELEMENT = re.compile(r"\[\d+\]\.?")
 
 
 def is_plumbing(name: str) -> bool:
@@ -59,16 +61,33 @@ class TargetCode:
 
     @cached_property
     def slots(self) -> Mapping[str, tuple[tuple[str, str, str], ...]]:
-        """Where own functions stand in tables, by struct: (member path, table symbol, function)."""
+        """Where own functions stand in tables, by struct: (member path, table symbol, function).
+
+        Members of arrays are those of their elements; a member of an embedded struct also counts as one of that
+        struct's own type.
+        """
         found: dict[str, list[tuple[str, str, str]]] = {}
         if self.description is not None:
             for table in self.description.ops_tables:
                 if table.type is None:
                     continue
-                for member, function in table.slots:
-                    if function in self.functions:
-                        found.setdefault(table.type, []).append((member, table.symbol, function))
+                for place, function in table.slots:
+                    if function not in self.functions:
+                        continue
+                    member = _ELEMENT.sub("", place)
+                    for struct, path in self._levels(table.type, member):
+                        found.setdefault(struct, []).append((path, table.symbol, function))
         return {struct: tuple(slots) for struct, slots in found.items()}
+
+    def _levels(self, struct: str, member: str) -> Iterator[tuple[str, str]]:
+        """The struct with the path in it, then the embedded ones that the path passes through."""
+        assert self.description is not None
+        yield struct, member
+        parts = member.split(".")
+        for count in range(1, len(parts)):
+            place = self.description.types.find_field(struct, ".".join(parts[:count]))
+            if place is not None and place.type.kind == "struct" and place.type.name is not None:
+                yield place.type.name, ".".join(parts[count:])
 
     def prototype(self, function: str) -> Prototype | None:
         """The prototype of an own or a kernel function, where type information has one."""
