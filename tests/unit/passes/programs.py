@@ -31,6 +31,7 @@ class _Body:
     code: list[ir.Instruction] = field(default_factory=list)
     values: int = 0
     labels: int = 0
+    quiet: bool = False
 
     def fresh(self) -> ir.Value:
         self.values += 1
@@ -57,6 +58,19 @@ class _Body:
         result = getattr(instruction, "result", None)
         if result is not None:
             self.known.append(result.name)
+
+    def pattern(self) -> None:
+        """An expression over an expression, with a variable that may change in between."""
+        first, second = self.fresh(), self.fresh()
+        operator = self.choose.choice([*_COMPARISONS, ir.BinaryOperator.ADD, ir.BinaryOperator.AND])
+        self.define(ir.Binary(first, operator, self.operand(), self.operand()))
+        if self.choose.random() < 0.5:
+            self.code.append(ir.Assign(ir.Variable(self.choose.choice("xy")), self.operand()))
+        if operator in _COMPARISONS:
+            outer = self.choose.choice([ir.BinaryOperator.EQ, ir.BinaryOperator.NE])
+            self.define(ir.Binary(second, outer, first, ir.Constant(0)))
+        else:
+            self.define(ir.Binary(second, operator, first, ir.Constant(self.choose.choice(CONSTANTS))))
 
     def instruction(self) -> None:
         choose, new, operand = self.choose, self.fresh, self.operand
@@ -89,6 +103,8 @@ class _Body:
             options += [ir.Parameter(new(), choose.choice(["size", "displacement"]))] * 3
         if self.kind == "hook":
             options += [ir.Argument(new(), choose.randint(0, 2))] * 3
+        if self.quiet:
+            options = [i for i in options if isinstance(i, ir.Binary | ir.Assign | ir.Call)]
         self.define(choose.choice(options))
 
     def straight(self) -> None:
@@ -147,7 +163,8 @@ class _Body:
     def build(self) -> tuple[ir.Block, ...]:
         self.straight()
         for _ in range(self.choose.randint(0, 4)):
-            self.choose.choice([self.diamond, self.lookup, self.loop])()
+            steps = [self.diamond, self.loop, self.pattern, self.pattern]
+            self.choose.choice(steps if self.quiet else [*steps, self.lookup])()
             self.straight()
         if self.kind == "check" or (self.kind == "function" and self.choose.random() < 0.3):
             self.end(ir.Decide(self.choose.choice(list(ir.Verdict))), "")
@@ -166,7 +183,7 @@ def random_module(choose: random.Random) -> ir.Module:
     functions: list[ir.Function] = []
     for number in range(3):
         names = [function.name for function in functions]
-        body = _Body(choose, "function", names, ["a", "b"])
+        body = _Body(choose, "function", names, ["a", "b"], quiet=choose.random() < 0.4)
         functions.append(ir.Function(f"f{number}", ("a", "b"), body.build(), None, choose.random() < 0.2))
     names = [function.name for function in functions]
     checks = tuple(ir.Check(f"c{number}", _Body(choose, "check", names, []).build()) for number in range(2))

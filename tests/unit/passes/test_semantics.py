@@ -63,6 +63,23 @@ def test_a_pass_keeps_the_meaning(step: Pass, seed: int) -> None:
     require_same(random_module(random.Random(seed)), [step], seed)
 
 
+@pytest.mark.parametrize("operator", list(ir.BinaryOperator))
+@pytest.mark.parametrize("test", ["eq %c, 0", "ne %c, 0", "add %c, 5", "and %c, 5"])
+def test_folding_keeps_every_operator(operator: ir.BinaryOperator, test: str) -> None:
+    text = f"%c = {operator} %a, %b\n %d = {test}\n br %d, y, n\ny:\n return %d\nn:\n return 7\n"
+    same = f"%c = {operator} %a, %a\n %d = {test}\n return %d\n"
+    numbers = f"%c = {operator} %a, 8\n %d = {operator} 8, %c\n %e = {operator} %d, 0\n %f = {operator} %e, 1\n return %f\n"
+    for body in (text, same, numbers):
+        module = parse_module(SourceFile("t.ir", f"module m {{ }}\nfunction f(a, b) {{\n{body}}}\n"))
+        folded = run_pipeline(module, [PASSES["constant-folding"]()], PassContext())
+        plain, changed = Interpreter(Machine(module)), Interpreter(Machine(folded))
+        for left in INTERESTING:
+            for right in INTERESTING:
+                assert (
+                    plain.run_function("f", left, right).value == changed.run_function("f", left, right).value
+                )
+
+
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_pipeline_keeps_the_meaning_and_ends_at_a_fixed_point(seed: int) -> None:
