@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Modules from files: `std.*` from the installation's stdlib, others from beside the policy.  The rim: does I/O.
 
-Codes: O2C0900 is the file layer's; a module that cannot be read is O2C0209.
+Code: O2C0209 module that cannot be read.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class FileResolver:
         module = ParsedModule(name, source, parse(source))
         self._parsed[name] = module
         return module
+
+    @property
+    def sources(self) -> tuple[SourceFile, ...]:
+        """The sources that were read, for messages about them."""
+        return tuple(module.source for module in self._parsed.values())
 
     def names(self) -> Iterable[str]:
         """All modules that there are."""

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`o2c gates`: the kernel functions that a target calls and that the stdlib does not know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
+from o2cc.cli.scan import _describe
+from o2cc.kernel import store
+from o2cc.policy.library import FileResolver
+from o2cc.policy.unknown import UnknownGate, unknown_gates
+
+
+@click.command(context_settings=CONTEXT_SETTINGS)
+@diagnostic_command
+@click.argument("target", metavar="MODULE|X.o2k")
+@click.option("--kernel", "kernel_name", metavar="DIR|RELEASE|VMLINUZ", help="The kernel of the module.")
+@click.option("--callers", is_flag=True, help="Also print which functions call each.")
+@click.option("--json", "json_form", is_flag=True, help="Print as JSON.")
+def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: bool, json_form: bool) -> None:
+    """List the kernel functions that MODULE calls and that the stdlib does not know.
+
+    Their arguments are checked by type only: pointers to structs and to functions, nothing else. A policy can say
+    more with `gate` or `extern fn`. Calls through pointers are not listed.
+    """
+    if target.endswith(".o2k"):
+        description = store.load(Path(target))
+    else:
+        description = _describe(target, None, kernel_name, None)
+    resolver = FileResolver()
+    libraries = tuple(name for name in resolver.names() if name.startswith("std."))
+    found, total = unknown_gates(description, libraries, resolver)
+    if json_form:
+        click.echo(
+            json.dumps(_document(description.target.name, description.release, found, total), indent=1)
+        )
+        return
+    for gate in found:
+        click.echo(gate.signature)
+        if gate.unchecked:
+            click.echo(f"    not checked: {', '.join(gate.unchecked)}")
+        if callers:
+            click.echo(f"    called by: {', '.join(gate.callers)}")
+    click.echo(
+        f"{len(found)} of the {total} kernel functions that {description.target.name} calls are unknown"
+    )
+
+
+def _document(name: str, release: str, found: tuple[UnknownGate, ...], total: int) -> dict[str, object]:
+    return {
+        "target": name,
+        "release": release,
+        "callees": total,
+        "unknown": [
+            {
+                "function": gate.function,
+                "signature": gate.signature,
+                "callers": list(gate.callers),
+                "checked_by_type": list(gate.by_type),
+                "unchecked": list(gate.unchecked),
+            }
+            for gate in found
+        ],
+    }
