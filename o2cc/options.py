@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from o2cc.bpf.layout import Layout
 from o2cc.diagnostics import Diagnostic
 
 
@@ -23,13 +24,6 @@ class Emit(StrEnum):
     def is_text(self) -> bool:
         """Whether it is text, which goes to the standard output unless a file is named."""
         return self in (Emit.LLVM, Emit.IR)
-
-
-class Layout(StrEnum):
-    """How checks become programs: one section a site, or one program for sites of one shape."""
-
-    SITE = "site"
-    SHAPE = "shape"
 
 
 class Degrade(StrEnum):

@@ -197,6 +197,24 @@ def _compile(
     tables: Mapping[str, SiteTable],
 ) -> tuple[dict[str, MachineCode], Spans]:
     """Runs LLVM over everything that the object needs."""
+    text = _module_text(module, functions, by_check, tables)
+    return compile_text(text.text()), text.spans
+
+
+def llvm_text(module: nodes.Module) -> str:
+    """The LLVM IR of a module as it goes to the optimizer (layout `site`).  Raises DiagnosticError."""
+    _check_module(module)
+    by_check = _sites_by_check(module)
+    functions = _reachable(module, (*(c for c in module.checks if c.name in by_check), *module.hooks))
+    return _module_text(module, functions, by_check, {}).text()
+
+
+def _module_text(
+    module: nodes.Module,
+    functions: Sequence[nodes.Function],
+    by_check: Mapping[str, list[nodes.Site]],
+    tables: Mapping[str, SiteTable],
+) -> ModuleText:
     scope = Scope(
         {function.name: function for function in module.functions},
         {map_.name: map_ for map_ in module.maps},
@@ -220,4 +238,4 @@ def _compile(
         except BodyError as problem:
             problems.add(error(problem.code, problem.message, problem.span or body.span))
     problems.raise_if_errors()
-    return compile_text(text.text()), text.spans
+    return text

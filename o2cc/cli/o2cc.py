@@ -139,7 +139,7 @@ def o2cc(
       2    wrong usage
       70   a bug in o2cc itself
     """
-    from o2cc.compiler import compile_policy  # late: `--help` and `--explain` need none of it
+    from o2cc.driver import compile_policy  # late: `--help` and `--explain` need none of it
 
     reporter.warning_options = warnings
     source = reporter.read_source(policy)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the project's own kernel modules for a kernel in the cache.
 
-A module is a directory with a ``Kbuild`` file (``obj-m := name.o``) and its sources. Directories of
+A module is a directory with a ``Kbuild`` file (``obj-m := name.o``) and its sources. Those that match
 :data:`SOURCES` are what the VM tests need; ``python -m tests.vm.kbuild`` builds them all, for both kernels.
 The results lie in ``<cache>/modules/<release>/<name>.ko``; in the guest ``$O2C_MODULES`` is
 ``<cache>/modules``, so a guest test loads ``$O2C_MODULES/$(uname -r)/o2c.ko`` (:func:`guest_module`).
@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from o2cc.kernel.image import kernel_image
 from scripts.fetch_kernels import SERIES, FetchError, Kernel, cache_dir, ensure
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -113,6 +114,8 @@ def build_module(
         if done.returncode != 0 or not built:
             found = "" if done.returncode else " (no module was built)"
             raise BuildError(f"cannot build {source_dir.name} for {kernel.release}{found}:\n{said}")
+        for module in built:
+            add_btf(kernel, module)
         # By way of a rename: a guest that is being started never sees half a module.
         for module in built:
             partial = out_dir / f".{module.name}.{os.getpid()}"
@@ -123,6 +126,24 @@ def build_module(
     if warnings := [line for line in said.splitlines() if "warning:" in line and "objtool:" not in line]:
         print("\n".join(warnings), file=sys.stderr)
     return out_dir / built[0].name
+
+
+def add_btf(kernel: Kernel, module: Path) -> None:
+    """Give a module the BTF that a build in the kernel's own tree gives it: distribution headers lack the
+    vmlinux that the kernel's build asks for, so that it leaves modules without types. Raises BuildError."""
+    elf = modules_dir(kernel) / "vmlinux"
+    if not elf.exists():
+        partial = elf.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(kernel_image(kernel.vmlinuz.read_bytes(), str(kernel.vmlinuz)))
+        partial.rename(elf)
+    command = ["pahole", "-J", "--btf_base", str(elf), str(module)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"cannot make types of {module.name}: {error}") from error
+    if done.returncode != 0:
+        raise BuildError(f"cannot make types of {module.name}: {done.stderr.strip()}")
+    subprocess.run(["strip", "-g", str(module)], check=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline from a policy's text to an object: syntax, policy, lowering, passes, object.
+
+Pure but for the clock: sources, modules and the description come in as data, so that the command line, tests and
+an editor share it.  `o2cc.cli` does the reading and writing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from o2cc import lower as lowering
+from o2cc.bpf.emit import ObjectFile, emit_object
+from o2cc.bpf.layout import Layout
+from o2cc.diagnostics import Diagnostic, SourceFile
+from o2cc.ir import nodes as ir
+from o2cc.kernel.description import Description
+from o2cc.lower.context import Unchecked
+from o2cc.lower.lower import LIBRARY, lower
+from o2cc.passes.manager import Observer, Pass, PassContext, run_pipeline
+from o2cc.passes.registry import default_pipeline
+from o2cc.policy.checker import check
+from o2cc.policy.model import Action, CheckedPolicy
+from o2cc.policy.names import ParsedModule, Resolver
+from o2cc.syntax import nodes as syntax
+from o2cc.syntax.parser import parse
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, in the order in which the stages ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times what runs inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line can ask for.
+
+    ``degrade``: a weaker action that the engineer accepts by name where the policy's needs enforcement.
+    ``passes``: instead of the default pipeline.
+    """
+
+    layout: Layout = Layout.SITE
+    degrade: Action | None = None
+    passes: Sequence[Pass] | None = None
+    observe: Observer | None = None
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled policy and everything that it was made from."""
+
+    policy: CheckedPolicy
+    description: Description
+    module: ir.Module
+    unchecked: tuple[Unchecked, ...]
+    sources: Mapping[str, str]
+    warnings: tuple[Diagnostic, ...]
+    total_sites: int
+
+
+def library_sources() -> dict[str, SourceFile]:
+    """The texts of the runtime library by stem."""
+    directory = Path(lowering.__file__).parent / "library"
+    return {
+        name: SourceFile(f"library/{name}.ir", (directory / f"{name}.ir").read_text(encoding="utf-8"))
+        for name in LIBRARY
+    }
+
+
+def parse_policy(source: SourceFile) -> ParsedModule:
+    """Syntax only.  Raises DiagnosticError with all syntax errors."""
+    return ParsedModule("", source, parse(source))
+
+
+def modules_of(parsed: ParsedModule) -> tuple[str, ...]:
+    """The modules that the policy's compartments are about, to find their descriptions."""
+    names: list[str] = []
+    for item in parsed.file.items:
+        if isinstance(item, syntax.Compartment):
+            for rule in item.rules:
+                if isinstance(rule, syntax.CodeModules):
+                    names.extend(text.text for text in rule.modules)
+    return tuple(dict.fromkeys(names))
+
+
+def compile_module(
+    parsed: ParsedModule, description: Description, resolve: Resolver, options: Options, watch: Stopwatch
+) -> Compiled:
+    """From a parsed policy to optimized IR.  Raises DiagnosticError."""
+    with watch.stage("policy"):
+        policy, warnings = check(parsed, description, resolve)
+        if options.degrade is not None:
+            policy = degraded(policy, options.degrade)
+    with watch.stage("lower"):
+        library = library_sources()
+        lowered = lower(policy, description, library)
+    with watch.stage("passes"):
+        context = pass_context(policy, description)
+        passes = options.passes if options.passes is not None else default_pipeline(context)
+        module = run_pipeline(lowered.module, passes, context, options.observe)
+    sources = {parsed.source.name: parsed.source.text}
+    sources |= {source.name: source.text for source in library.values()}
+    for name in policy.files:
+        used = resolve(name)
+        if used is not None:
+            sources[used.source.name] = used.source.text
+    return Compiled(
+        policy,
+        description,
+        module,
+        lowered.unchecked,
+        sources,
+        (*warnings, *lowered.warnings),
+        len(lowered.module.sites) + len(lowered.module.discharged) + len(lowered.unchecked),
+    )
+
+
+def degraded(policy: CheckedPolicy, action: Action) -> CheckedPolicy:
+    """The policy with every action that the enforcement module carries out replaced by a weaker one."""
+
+    def weaker(given: Action) -> Action:
+        return action if given in (Action.DENY, Action.PANIC) else given
+
+    return replace(
+        policy,
+        on_violation=weaker(policy.on_violation),
+        violation_rules=tuple(replace(r, action=weaker(r.action)) for r in policy.violation_rules),
+        grants=tuple(replace(g, action=weaker(g.action)) for g in policy.grants),
+        gates=tuple(
+            replace(
+                g,
+                action=weaker(g.action),
+                requires=tuple(replace(r, action=weaker(r.action)) for r in g.requires),
+            )
+            for g in policy.gates
+        ),
+        entries=tuple(
+            replace(
+                e,
+                action=weaker(e.action),
+                requires=tuple(replace(r, action=weaker(r.action)) for r in e.requires),
+            )
+            for e in policy.entries
+        ),
+        calls=tuple(replace(c, action=weaker(c.action)) for c in policy.calls),
+        indirect=replace(policy.indirect, action=weaker(policy.indirect.action)),
+        scoped_indirect=tuple(replace(i, action=weaker(i.action)) for i in policy.scoped_indirect),
+    )
+
+
+def pass_context(policy: CheckedPolicy, description: Description) -> PassContext:
+    """What the passes may rely on.
+
+    Control flow is kept where violations are not let through: a policy that only reports lets a hijacked call go
+    on, and says so in its report.
+    """
+    skips = any(rule.action is Action.DENY for rule in policy.violation_rules) or policy.on_violation in (
+        Action.DENY,
+        Action.KILL,
+    )
+    return PassContext(description=description, control_flow_kept=True, skips_violations=skips)
+
+
+def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
+    """The object.  Raises DiagnosticError."""
+    with watch.stage("object"):
+        return emit_object(compiled.module, layout=options.layout, sources=compiled.sources)
+
+
+def statistics(compiled: Compiled, emitted: ObjectFile, watch: Stopwatch) -> dict[str, object]:
+    """What `o2cc --stats` writes."""
+    probed = Counter(site.kind for site in compiled.module.sites)
+    proved = Counter(item.kind for item in compiled.module.discharged)
+    unchecked = Counter(item.kind for item in compiled.unchecked)
+    stores = ir.SiteKind.STORE
+    calls = (ir.SiteKind.CALL, ir.SiteKind.TAIL_CALL)
+    indirect = (ir.SiteKind.INDIRECT_CALL, ir.SiteKind.INDIRECT_JUMP)
+    reasons = Counter(item.reason for item in compiled.module.discharged)
+    return {
+        "seconds": {**watch.seconds, "total": sum(watch.seconds.values())},
+        "release": compiled.description.release,
+        "target": compiled.description.target.name,
+        "sites": compiled.total_sites,
+        "stores": probed[stores] + proved[stores] + unchecked[stores],
+        "stores_discharged": proved[stores],
+        "stores_probed": probed[stores],
+        "stores_unchecked": unchecked[stores],
+        "indirect_calls": sum(probed[k] + proved[k] + unchecked[k] for k in indirect),
+        "gate_calls": sum(probed[k] + proved[k] + unchecked[k] for k in calls),
+        "unchecked": sum(unchecked.values()),
+        "discharged_by": dict(sorted(reasons.items())),
+        "checks": len(compiled.module.checks),
+        "programs": emitted.statistics.programs,
+        "subprograms": emitted.statistics.subprograms,
+        "instructions": emitted.statistics.instructions,
+        "object_bytes": emitted.statistics.bytes,
+        "grants": [_grant(compiled, grant) for grant in compiled.policy.grants],
+    }
+
+
+def _grant(compiled: Compiled, grant: object) -> dict[str, object]:
+    span = getattr(grant, "span")  # noqa: B009
+    text = compiled.sources.get(span.source, "")
+    line = SourceFile(span.source, text).position(span.start)[0]
+    return {
+        "rule": " ".join(text[span.start : span.end].split()),
+        "reason": getattr(grant, "reason", ""),
+        "place": f"{span.source}:{line}",
+    }

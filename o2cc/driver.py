@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles a policy for the command line: finds modules and the description of the target, and does the reading.
+
+Codes: O2C0910 no description of the target, O2C0911 a compartment of several modules, O2C0912 an action that an
+object by itself cannot carry out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from o2cc.bpf.emit import ObjectFile, llvm_text
+from o2cc.compiler import (
+    Compiled,
+    Options,
+    Stopwatch,
+    compile_module,
+    emit,
+    modules_of,
+    parse_policy,
+    statistics,
+)
+from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error, warning
+from o2cc.ir.printer import print_module
+from o2cc.kernel import store
+from o2cc.kernel.description import Description
+from o2cc.options import Compiled as CompilationResult
+from o2cc.options import CompileOptions, Emit
+from o2cc.passes.manager import parse_pipeline
+from o2cc.passes.registry import PASSES
+from o2cc.policy.library import FileResolver
+from o2cc.policy.model import Action, CheckedPolicy
+from o2cc.policy.names import ParsedModule
+from o2cc.syntax import nodes as syntax
+
+# What an eBPF object does without the enforcement module.
+_WITHOUT_MODULE = frozenset({"report", "kill"})
+
+
+def user_descriptions() -> Path:
+    """Where descriptions that a user made are looked for: ``RELEASE/TARGET.o2k`` below it."""
+    base = os.environ.get("O2C_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "o2c"
+    )
+    return Path(base) / "descriptions"
+
+
+def find_description(target: str, kernel: str | None, policy: SourceFile) -> Description:
+    """The description that ``--kernel`` means.
+
+    A path is read.  A release is looked for among the user's descriptions, then the bundled ones.  Without either
+    the running kernel's is taken if there is one, else the newest bundled one.  Raises DiagnosticError (O2C0910).
+    """
+    if kernel is not None and (kernel.endswith(".o2k") or os.sep in kernel):
+        return store.load(kernel)
+    releases = [kernel] if kernel is not None else [os.uname().release]
+    for release in releases:
+        own = user_descriptions() / release / f"{target}.o2k"
+        if own.is_file():
+            return store.load(own)
+        bundled = store.bundled(target, release)
+        if bundled:
+            return store.load(bundled[-1])
+    known = store.bundled(target)
+    if kernel is None and known:
+        return store.load(known[0])
+    raise DiagnosticError(
+        error(
+            "O2C0910",
+            f"there is no description of `{target}`" + (f" in kernel `{kernel}`" if kernel else ""),
+            path=policy.name,
+            notes=tuple(f"known: {path.parent.name}" for path in known),
+            help=f"make one: o2c scan {target}{f' --kernel {kernel}' if kernel else ''} -o {target}.o2k, "
+            f"then give it with `--kernel {target}.o2k`",
+        )
+    )
+
+
+def target_of(parsed: ParsedModule) -> str:
+    """The name of the description that a policy needs: its module, or its compartment's name for built-in code.
+
+    Raises DiagnosticError (O2C0911) for several modules.
+    """
+    modules = modules_of(parsed)
+    if len(modules) > 1:
+        raise DiagnosticError(
+            error(
+                "O2C0911",
+                f"a compartment of several modules is not supported: {', '.join(f'`{m}`' for m in modules)}",
+                path=parsed.source.name,
+                help="write a policy for each module",
+            )
+        )
+    if modules:
+        return modules[0].replace("-", "_")
+    for item in parsed.file.items:
+        if isinstance(item, syntax.Compartment):
+            return item.name.text
+    return "policy"
+
+
+def compile_source(
+    source: SourceFile, options: CompileOptions, inner: Options, watch: Stopwatch
+) -> tuple[Compiled, tuple[Diagnostic, ...]]:
+    """Everything up to optimized IR, with the warnings.  Raises DiagnosticError."""
+    with watch.stage("syntax"):
+        parsed = parse_policy(source)
+    with watch.stage("description"):
+        description = find_description(target_of(parsed), options.kernel, source)
+    directory = Path(source.name).parent if not source.name.startswith("<") else None
+    resolve = FileResolver(directory)
+    compiled = compile_module(parsed, description, resolve, inner, watch)
+    return compiled, compiled.warnings
+
+
+def compile_policy(source: SourceFile, options: CompileOptions) -> CompilationResult:
+    """What the command line asks for.  Raises DiagnosticError."""
+    watch = Stopwatch()
+    passes = parse_pipeline(",".join(options.passes), PASSES) if options.passes is not None else None
+    degrade = Action(str(options.degrade)) if options.degrade is not None else None
+    inner = Options(layout=options.layout, degrade=degrade, passes=passes)
+    compiled, warnings = compile_source(source, options, inner, watch)
+    diagnostics = (*warnings, *_enforcement_notes(compiled.policy, degrade))
+    emitted: ObjectFile | None = None
+    match options.emit:
+        case Emit.CHECK:
+            output = b""
+        case Emit.IR:
+            output = print_module(compiled.module).encode()
+        case Emit.LLVM:
+            output = llvm_text(compiled.module).encode()
+        case _:
+            emitted = emit(compiled, inner, watch)
+            output = emitted.data
+    if emitted is None:
+        emitted = emit(compiled, inner, watch)
+    return CompilationResult(output, statistics(compiled, emitted, watch), diagnostics)
+
+
+def _enforcement_notes(policy: CheckedPolicy, degrade: Action | None) -> tuple[Diagnostic, ...]:
+    """What the object by itself will not do, in words that cannot be overlooked."""
+    found = []
+    for feature in policy.required_features:
+        if degrade is not None and feature.name in ("deny", "panic"):
+            found.append(
+                warning(
+                    "O2C0912",
+                    f"`{feature.name}` is weakened to `{degrade}`, as asked for",
+                    feature.span,
+                )
+            )
+        else:
+            found.append(
+                warning(
+                    "O2C0912",
+                    f"this policy needs more than the object itself: {feature.name}",
+                    feature.span,
+                    notes=(feature.reason,),
+                    help=f"{feature.remedy}; `--degrade report` accepts less by name",
+                )
+            )
+    return tuple(found)
