@@ -17,7 +17,6 @@ from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, did_you_mean, error, warning
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
-from o2cc.kernel.elf import read_elf
 from o2cc.kernel.errors import NO_FUNCTION, NO_KERNEL
 from o2cc.kernel.kernels import MODULE_SUFFIXES, Kernel, module_files, module_name, open_kernel, read_module
 from o2cc.kernel.show import as_json, function_lines, overview, site_lines

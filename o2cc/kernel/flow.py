@@ -26,6 +26,8 @@ NO_RETURN = frozenset({
 })  # fmt: skip
 
 _CHUNK_LIMIT = 256
+# Sections of the kernel in which everything belongs to some symbol, chosen or not.
+_COVERED_SECTIONS = frozenset({".text", ".init.text", ".exit.text"})
 
 
 @dataclass
@@ -238,6 +240,8 @@ def _add_chunks(unit: Unit, layout: Layout) -> None:
             continue
         section = layout.section_at(target)
         if section is None or not section.executable or layout.function_at(target) is not None:
+            continue
+        if layout.kernel_symbols is not None and section.name in _COVERED_SECTIONS:
             continue
         limit = min(section.end, target + _CHUNK_LIMIT)
         instructions, bad = decode(layout.code(section), target, limit, layout)

@@ -85,6 +85,7 @@ class Layout(Places):
     absolute: tuple[int, int] | None
     kernel_symbols: KernelSymbols | None = None
     problems: list[str] = field(default_factory=list)
+    cached_names: dict[int, str | None] = field(default_factory=dict)
 
     @cached_property
     def _starts(self) -> Sequence[int]:
@@ -130,7 +131,9 @@ class Layout(Places):
         found = self._names.get(address)
         if found is not None or self.kernel_symbols is None:
             return found
-        return kernel_name_at(self.kernel_symbols, address)
+        if address not in self.cached_names:
+            self.cached_names[address] = kernel_name_at(self.kernel_symbols, address)
+        return self.cached_names[address]
 
     def code(self, section: LayoutSection) -> Code:
         return Code(section.start, section.content, self.links, self.link_addresses, self.absolute)

@@ -396,6 +396,16 @@ def _memory(
     ):
         static = places.static_address(part.displacement)
         displacement = 0
+    elif (
+        code.absolute is not None
+        and part.segment == Register.GS
+        and base < 0
+        and index < 0
+        and displacement > 255
+    ):
+        # Per-CPU symbols of the kernel are offsets in the per-CPU area, which is linked at 0.
+        static = places.static_address(displacement)
+        displacement = 0
     return Memory(
         base,
         index,
@@ -426,10 +436,10 @@ def _absolute_fields(
         if constants.has_displacement:
             found.append((constants.displacement_offset, constants.displacement_size))
     for position in range(raw.op_count):
-        if raw.op_kind(position) in (OpKind.IMMEDIATE64, OpKind.IMMEDIATE32TO64):
-            if image[0] <= raw.immediate(position) & _MASK64 < image[1]:
-                constants = constants or decoder.get_constant_offsets(raw)
-                found.append((constants.immediate_offset, constants.immediate_size))
+        wide = raw.op_kind(position) in (OpKind.IMMEDIATE64, OpKind.IMMEDIATE32TO64)
+        if wide and image[0] <= raw.immediate(position) & _MASK64 < image[1]:
+            constants = constants or decoder.get_constant_offsets(raw)
+            found.append((constants.immediate_offset, constants.immediate_size))
     return found
 
 

@@ -102,6 +102,15 @@ class StructMatcher:
         names = {self.btf.type(id).name for id in found}
         return found[0] if len(names) == 1 and "" not in names else None
 
+    def match_within(self, size: int, slack: int, slots: Mapping[int, int]) -> int | None:
+        """As `match`, for a struct of at most ``size`` and more than ``size - slack`` bytes."""
+        sizes = [
+            other for other in self.by_size if size - slack < other <= size and other > max(slots, default=0)
+        ]
+        found = {id for other in sizes if (id := self.match(other, slots)) is not None}
+        names = {self.btf.type(id).name for id in found}
+        return min(found) if len(names) == 1 else None
+
     @staticmethod
     def _agree(left: tuple[object, ...], right: tuple[object, ...]) -> bool:
         return left == right
@@ -113,9 +122,11 @@ def ops_tables(
     btf: Btf | None,
     own: Mapping[int, tuple[str, int | None]],
     imported: Mapping[str, int | None],
+    slack: int = 0,
 ) -> list[OpsTable]:
     """The tables of a target. ``own`` gives name and FUNC_PROTO of a function by its start, ``imported`` FUNC_PROTO
-    by name for imports that are functions."""
+    by name for imports that are functions. ``slack``: an object may be that much larger than its struct, where sizes
+    are only distances between symbols."""
     matcher: StructMatcher | None = None
     result: list[OpsTable] = []
     addresses = layout.link_addresses
@@ -141,7 +152,7 @@ def ops_tables(
             continue
         if matcher is None and btf is not None:
             matcher = StructMatcher(btf)
-        result.append(_table(item, slots, matcher, sections[item.section]))
+        result.append(_table(item, slots, matcher, sections[item.section], slack))
     return result
 
 
@@ -150,6 +161,7 @@ def _table(
     slots: Mapping[int, tuple[str, int | None]],
     matcher: StructMatcher | None,
     section: LayoutSection,
+    slack: int,
 ) -> OpsTable:
     struct: int | None = None
     inferred = False
@@ -161,7 +173,9 @@ def _table(
         known = {offset: proto for offset, (_, proto) in slots.items() if proto is not None}
         if struct is None and len(known) == len(slots):
             struct = matcher.match(item.size, known)
-            if struct is None:
+            if struct is None and slack:
+                struct = matcher.match_within(item.size, slack, known)
+            if struct is None and not slack:
                 struct, repeat = _array(item.size, known, matcher)
             inferred = struct is not None
     named: list[tuple[str, str]] = []

@@ -21,9 +21,10 @@ Layouts of the tables, as of 6.1 and 6.12 (all pointers are relative to their ow
 =============================  ===========================================================================
 """
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from o2cc.kernel.description import PatchKind
 from o2cc.kernel.layout import Layout, LayoutSection
@@ -129,20 +130,31 @@ class _Reader:
         """The addresses in the field at ``at`` of every entry of ``step`` bytes."""
         if table is None:
             return []
-        return list(self._pointers(table, step, at, absolute))
+        if self.layout.absolute is not None:
+            return self._stored(table, step, at, absolute)
+        return list(self._pointers(table, step, at))
 
-    def _pointers(self, table: Table, step: int, at: int, absolute: bool) -> Iterator[int]:
+    def _pointers(self, table: Table, step: int, at: int) -> Iterator[int]:
         links = self.layout.links
-        linked = self.layout.absolute is None
         for position in range(0, len(table.content) - step + 1, step):
             address = table.start + position + at
-            if linked:
-                link = links.get(address)
-                yield link.address + link.addend if link is not None and link.address is not None else -1
-            elif absolute:
-                yield struct.unpack_from("<Q", table.content, position + at)[0]
-            else:
-                yield address + struct.unpack_from("<i", table.content, position + at)[0]
+            link = links.get(address)
+            yield link.address + link.addend if link is not None and link.address is not None else -1
+
+    @staticmethod
+    def _stored(table: Table, step: int, at: int, absolute: bool) -> list[int]:
+        """The addresses as the kernel's image has them; a kernel has hundreds of thousands."""
+        count = len(table.content) // step
+        width = "<u8" if absolute else "<i4"
+        offsets = at + step * np.arange(count, dtype=np.int64)
+        rows = np.frombuffer(table.content, np.uint8, count * step).reshape(count, step)
+        values = rows[:, at : at + (8 if absolute else 4)].copy().view(width).reshape(count)
+        if absolute:
+            return [int(value) for value in values.tolist()]
+        return [
+            table.start + offset + value
+            for offset, value in zip(offsets.tolist(), values.tolist(), strict=True)
+        ]
 
 
 def _alternatives(reader: _Reader, table: Table | None, patches: Patches) -> None:

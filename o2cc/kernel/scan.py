@@ -7,7 +7,7 @@ The result depends on the bytes of the files alone: the same input gives an equa
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,13 +142,12 @@ def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descri
         sorted({symbol.name for symbol in elf.symbols if symbol.section == SHN_UNDEF and symbol.name})
     )
     kernel_names = kernel.symbols.name_set
-    analysed = _analyse(
+    analysed = analyse(
         layout,
         patches,
         btf,
         imports,
         release,
-        kernel_names,
         _module_last(layout),
         _dependency_btf(info.get("depends", ""), kernel, problems),
     )
@@ -182,7 +181,7 @@ def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descri
 
 
 @dataclass
-class _Analysed:
+class Analysed:
     """What the analysis of the code gave, and what is asked of it afterwards."""
 
     layout: Layout
@@ -194,11 +193,22 @@ class _Analysed:
     starts: dict[int, str]
     imports: tuple[str, ...]
 
-    def ops(self, objects: Iterable[DataObject]) -> list[OpsTable]:
-        """The ops tables among ``objects``; their structs become part of the types."""
-        own = {start: (name, self._proto(name)) for start, name in self.starts.items()}
+    def add_imports(self, imports: tuple[str, ...]) -> None:
+        """Make imports known that the analysis found (of built-in code)."""
+        self.imports = imports
+        found, seeds = find_prototypes(self.builder, imports)
+        self.prototypes = {**found, **self.prototypes}
+        self.seeds += seeds
+
+    def ops(
+        self, objects: Iterable[DataObject], others: Mapping[int, str] | None = None, slack: int = 0
+    ) -> list[OpsTable]:
+        """The ops tables among ``objects``; their structs become part of the types. ``others`` names further
+        functions by address; ``slack`` is how much larger an object may look than its struct."""
+        names = {**(others or {}), **self.starts}
+        own = {start: (name, self._proto(name)) for start, name in names.items()}
         imported = {name: self._proto(name) for name in self.imports if self._proto(name) is not None}
-        found = ops_tables(self.layout, objects, self.btf, own, imported)
+        found = ops_tables(self.layout, objects, self.btf, own, imported, slack)
         for table in found:
             id = self.btf.find(table.type, kinds.STRUCT) if table.type is not None else None
             if id is not None:
@@ -216,16 +226,15 @@ class _Analysed:
         return self.builder.table(self.prototypes)
 
 
-def _analyse(
+def analyse(
     layout: Layout,
     patches: Patches,
     btf: Btf,
     imports: tuple[str, ...],
     release: str,
-    kernel_names: frozenset[str],
     last: int | None,
     others: Sequence[Btf],
-) -> _Analysed:
+) -> Analysed:
     parts = decode_functions(layout)
     units = group(parts, layout)
     pointers, entered = taken_addresses(layout, units)
@@ -253,7 +262,7 @@ def _analyse(
             described.append((part.start, function))
     described.sort(key=lambda item: item[0])
     starts = {function.start: function.name for function in layout.functions}
-    return _Analysed(
+    return Analysed(
         layout,
         btf,
         builder,
@@ -311,7 +320,7 @@ def _is_kallsyms_symbol(elf: ElfFile, symbol: ElfSymbol) -> bool:
 
 
 def _module_symbols(
-    elf: ElfFile, layout: Layout, analysed: _Analysed, ambiguous: set[str]
+    elf: ElfFile, layout: Layout, analysed: Analysed, ambiguous: set[str]
 ) -> tuple[Symbol, ...]:
     found: list[Symbol] = []
     for symbol in elf.symbols:

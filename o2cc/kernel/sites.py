@@ -153,17 +153,20 @@ def describe_unit(unit: Unit, facts: UnitFacts) -> list[tuple[Part, Function]]:
         part = _part_of(unit, address)
         problems[part.start].append(f"+{address - part.start:#x}: {message}")
     sites: dict[int, list[Site]] = {part.start: [] for part in unit.parts}
+    unreached = set(values.unreached)
     for start in sorted(unit.blocks):
         block = unit.blocks[start]
         part = _part_of(unit, start)
         builder = _SiteBuilder(unit, part, block, contexts[part.start], table, facts, sites[part.start])
         analysis.replay(block, values.starts[start], builder.add)
-        if builder.unknown_height is not None:
+        if builder.unknown_height is not None and start not in unreached:
             offset = builder.unknown_height - part.start
             problems[part.start].append(f"+{offset:#x}: the stack height is not known")
     for address in values.unreached:
         block = unit.blocks[address]
-        if not all(item.is_nop or item.mnemonic == "int3" for item in block.instructions):
+        if not all(
+            item.is_nop or item.mnemonic == "int3" or item.flow == Flow.STOP for item in block.instructions
+        ):
             part = _part_of(unit, address)
             problems[part.start].append(f"+{address - part.start:#x}: no path from the entry leads here")
     for part in unit.parts:
@@ -442,6 +445,10 @@ def _callee(layout: Layout, item: Instruction) -> str | None:
     function = layout.function_at(item.target)
     if function is not None:
         return f"{function.name}+{item.target - function.start:#x}"
+    symbols = layout.kernel_symbols
+    position = symbols.covering(item.target) if symbols is not None else None
+    if symbols is not None and position is not None:
+        return f"{symbols.names[position]}+{item.target - int(symbols.addresses[position]):#x}"
     place: StaticAddress = layout.static_address(item.target)
     return f"{place.section or place.symbol}+{place.offset:#x}"
 

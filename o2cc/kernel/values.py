@@ -9,7 +9,9 @@ so far, until nothing changes; a join that stays different gets a number of its 
 rsp is a register like any other; a value ``STACK`` plus offset is an address relative to the return address slot.
 Slots of the own frame are followed through spills and reloads. They are forgotten at calls and at writes through
 other pointers if the unit lets the address of its frame out of rsp and rbp (``frame_escapes``), since then the
-callee or the pointer may reach them; otherwise nothing but the unit's own accesses can.
+callee or the pointer may reach them; otherwise nothing but the unit's own accesses can. Slots into which a
+callee-saved register or the frame's own address was pushed stay: no object of the program overlaps them. (Correct
+code never writes there; that an attacker does not is what the checks of stores are for.)
 """
 
 from collections.abc import Callable
@@ -82,7 +84,8 @@ class ValueAnalysis:
         self.definitions: list[Definition] = [("stack",)]
         self.saved: dict[int, int] = {}
         self.frame_escapes = _frame_escapes(unit)
-        self.faulting: dict[int, State] = {}
+        self.protected: set[Held] = set()
+        self.reused: set[Held] = set()
 
     def number(self, definition: Definition) -> int:
         found = self.numbers.get(definition)
@@ -288,8 +291,10 @@ class ValueAnalysis:
         if not slots:
             return
         base, top = registers[RSP]
-        if self.frame_escapes or not self._is_frame(base):
+        if not self._is_frame(base):
             slots.clear()
+        elif self.frame_escapes:
+            self._forget_objects(slots)
         else:
             # The callee's own frame lies below rsp.
             for slot in [slot for slot in slots if slot[0] == base and slot[1] < top]:
@@ -325,11 +330,24 @@ class ValueAnalysis:
         if held is not None:
             slots[top] = held
             self._note_saved(register, held, top)
+            own = register in CALLEE_SAVED and held == (self.number(("entry", register)), 0)
+            if (own or self._is_frame(held[0])) and top not in self.reused:
+                self.protected.add(top)
 
     def _note_saved(self, register: int, held: Held, slot: Held) -> None:
-        if register in CALLEE_SAVED and slot[0] == STACK and held[1] == 0:
-            if self.definitions[held[0]] == ("entry", register):
-                self.saved.setdefault(register, slot[1])
+        entry = ("entry", register)
+        if (
+            register in CALLEE_SAVED
+            and slot[0] == STACK
+            and held[1] == 0
+            and self.definitions[held[0]] == entry
+        ):
+            self.saved.setdefault(register, slot[1])
+
+    def _forget_objects(self, slots: dict[Held, Held]) -> None:
+        """Drop the slots that may overlap an object whose address went out."""
+        for slot in [slot for slot in slots if slot not in self.protected or slot in self.reused]:
+            del slots[slot]
 
     def _pop(self, item: Instruction, register: int, registers: list[Held], slots: dict[Held, Held]) -> None:
         top = registers[RSP]
@@ -349,16 +367,21 @@ class ValueAnalysis:
             return
         base = registers[memory.base] if memory.base != NO_REGISTER else None
         if memory.index != NO_REGISTER and self._is_frame(registers[memory.index][0]):
-            slots.clear()
+            self._forget_objects(slots)
             return
         if base is None or not self._is_frame(base[0]):
             if self.frame_escapes and slots:
-                slots.clear()
+                self._forget_objects(slots)
             return
         if memory.index != NO_REGISTER or item.rep or memory.size == 0 or item.bit_register != NO_REGISTER:
-            slots.clear()
+            self._forget_objects(slots)
             return
         slot = (base[0], base[1] + memory.displacement)
+        if self.protected:
+            low, high = slot[1] - 8, slot[1] + memory.size
+            self.reused.update(
+                other for other in self.protected if other[0] == slot[0] and low < other[1] < high
+            )
         self._forget(slots, slot, memory.size)
         if item.effect[0] == Effect.STORE and memory.size == 8:
             register = item.effect[1]
