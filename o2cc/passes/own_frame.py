@@ -22,6 +22,10 @@ class DischargeOwnFrame(Pass):
     may be touched: the kernel's code never does so by such a store, so that an exception would be a mistake of
     the analysis.  Bytes below the stack pointer belong to nobody: the kernel has no red zone
     (-mno-red-zone, arch/x86/Makefile).
+
+    Functions that align their stack (``and rsp, -16``) have no known height.  There a store through rsp with a
+    displacement of at least 0 is above the stack pointer by itself, and rounding down only moves it further from
+    the saved registers.
     """
 
     requires = frozenset({DESCRIPTION, CONTROL_FLOW})
@@ -37,6 +41,28 @@ class DischargeOwnFrame(Pass):
 
 
 def _prove(target: Description, function: Function, place: Site) -> Proof | None:
+    return _prove_known(target, function, place) or _prove_aligned(target, function, place)
+
+
+def _prove_aligned(target: Description, function: Function, place: Site) -> Proof | None:
+    operand, source = place.operand, place.value_source
+    if operand is None or not is_plain(place) or operand.segment is not None or operand.static is not None:
+        return None
+    if source is None or source.kind != "aligned_stack" or operand.base != "rsp" or operand.displacement < 0:
+        return None
+    end = source.offset + place.value_offset + operand.displacement + place.size
+    highest = saved_floor(target, function)
+    if end > highest:
+        return None
+    return Proof(
+        f"writes {place.size} bytes at rsp + {operand.displacement}, at most up to {end} of the function's frame, "
+        f"whose saved registers begin at {highest} (the stack is aligned to {source.number} bytes; 0 is the slot of "
+        "the return address)",
+        (KEPT_FLOW, KEPT_STACK),
+    )
+
+
+def _prove_known(target: Description, function: Function, place: Site) -> Proof | None:
     start, height = place.frame_offset, place.stack_height
     if start is None or height is None or height < 0 or not is_plain(place):
         return None

@@ -40,6 +40,7 @@ def store(
     kind: str = "store",
     rep: bool = False,
     bit_index: str | None = None,
+    source: ValueSource | None = None,
 ) -> Site:
     operand = Operand(base, index, 1, displacement, segment, static)
     return replace(
@@ -52,6 +53,7 @@ def store(
         value=value,
         value_offset=value_offset,
         bit_index=bit_index,
+        value_source=source,
     )
 
 

@@ -4,7 +4,7 @@
 import pytest
 
 from o2cc.diagnostics import DiagnosticError
-from o2cc.kernel.description import Block, Section, Site, StaticAddress, Symbol
+from o2cc.kernel.description import Block, Section, Site, StaticAddress, Symbol, ValueSource
 from o2cc.passes.manager import PassContext, run_pipeline
 from o2cc.passes.own_frame import DischargeOwnFrame
 from o2cc.passes.static_data import DischargeStaticData
@@ -13,6 +13,20 @@ from .targets import description, discharged, function, module, store
 
 SAVED = (("rbx", -8), ("rbp", -16))
 WHOLE = [Block(0, 0x100, ())]
+
+
+def aligned(displacement: int, *, value_offset: int, base: str = "rsp", index: str | None = None) -> Site:
+    return store(
+        1,
+        base=base,
+        index=index,
+        displacement=displacement,
+        value=3,
+        value_offset=value_offset,
+        stack_height=None,
+        source=ValueSource("aligned_stack", number=16, offset=-16),
+    )
+
 
 FRAME_CASES = {
     "local at the bottom": (store(1, frame_offset=-48, stack_height=48), True),
@@ -31,6 +45,16 @@ FRAME_CASES = {
     "push to the new top": (store(1, frame_offset=-56, stack_height=48, kind="push"), True),
     "big and fitting": (store(1, frame_offset=-48, stack_height=48, size=32), True),
     "big and too long": (store(1, frame_offset=-48, stack_height=48, size=33), False),
+}
+
+
+FRAME_CASES |= {
+    "aligned, at the stack pointer": (aligned(0, value_offset=-64), True),
+    "aligned, up to the saved registers": (aligned(56, value_offset=-64), True),
+    "aligned, into the saved registers": (aligned(57, value_offset=-64), False),
+    "aligned, below the stack pointer": (aligned(-8, value_offset=-64), False),
+    "aligned, not through the stack pointer": (aligned(0, value_offset=-64, base="rbp"), False),
+    "aligned, with an index": (aligned(0, value_offset=-64, index="rax"), False),
 }
 
 
