@@ -372,7 +372,11 @@ def _module_section(
         if symbol.section != index or not _is_kallsyms_symbol(elf, symbol) or symbol.name in ambiguous:
             continue
         # Symbols that stay in kallsyms after loading; names of the module's own are the least likely to clash.
+        # Every module has `__this_module` and generated names with underscores in front: they are ambiguous as
+        # soon as a second module is loaded.
         if symbol.type not in (STT_OBJECT, STT_FUNC) or symbol.name in ("init_module", "cleanup_module"):
+            continue
+        if symbol.name.startswith("_"):
             continue
         key = (not symbol.name.startswith(target), symbol.value, symbol.name)
         best = key if best is None or key < best else best

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.kernel.description import Description, Function, StaticAddress
+from o2cc.kernel.description import Description, Function, Section, StaticAddress
 
 UNKNOWN_HEIGHT = 0xFFFF
 KIND_DATA = 1
@@ -31,11 +31,16 @@ def flat_starts(description: Description) -> dict[str, int]:
     return starts
 
 
-def section_kind(writable: bool, executable: bool, after_init_readonly: bool) -> int:
-    """Kind of a row of the table `layout`: own data that may be written, own code, or neither."""
-    if executable:
+def section_kind(section: Section) -> int:
+    """Kind of a row of the table `layout`: own data that may be written, own code, or neither.
+
+    Data is what the module's authors declared: ``.data*`` and ``.bss*``.  Sections that the kernel's own machinery
+    writes (``__bug_table``, ``.gnu.linkonce.this_module`` ...) are not the compartment's to change.
+    """
+    if section.executable:
         return KIND_TEXT
-    return KIND_DATA if writable and not after_init_readonly else 0
+    declared = section.name.startswith((".data", ".bss")) and section.writable
+    return KIND_DATA if declared and not section.after_init_readonly else 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def emit_layout(code: Builder, description: Description) -> None:
     """Instructions that fill the table `layout`."""
     starts = flat_starts(description)
     for row, section in enumerate(description.sections):
-        kind = section_kind(section.writable, section.executable, section.after_init_readonly)
+        kind = section_kind(section)
         if section.anchor_symbol is None or section.initial or section.per_cpu or kind == 0:
             continue
         anchor = code.symbol(section.anchor_symbol)
