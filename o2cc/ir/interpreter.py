@@ -189,7 +189,7 @@ class Interpreter:
             if self._executed > self._maximum:
                 raise DiagnosticError(
                     error(
-                        "O2C0510", f"`{body.name}` runs for more than {self._maximum} instructions", body.span
+                        "O2C0534", f"`{body.name}` runs for more than {self._maximum} instructions", body.span
                     )
                 )
             for instruction in block.instructions:

@@ -261,5 +261,5 @@ def test_kill_is_recorded() -> None:
 
 def test_a_run_has_an_end() -> None:
     module = parse_module(SourceFile("t.ir", "module m { }\nfunction f() {\n jump x\nx:\n jump x\n}\n"))
-    with pytest.raises(DiagnosticError, match="O2C0510"):
+    with pytest.raises(DiagnosticError, match="O2C0534"):
         Interpreter(Machine(module), maximum_steps=1000).run_function("f")
