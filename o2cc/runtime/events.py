@@ -91,7 +91,7 @@ def decode(record: bytes, info: ObjectInfo) -> Event:
     """A record of the map `events` (its fields are in ``info``)."""
     names = next(m.fields for m in info.maps if m.name == "events")
     words = dict(zip(names, struct.unpack_from(f"<{len(names)}Q", record), strict=True))
-    site = info.sites[words["site"]]
+    site = next(s for s in info.sites if s.number == words["site"])
     return Event(
         time=words["time"],
         cpu=words["cpu"],
