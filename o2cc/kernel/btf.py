@@ -7,7 +7,7 @@ does not add up is a `DiagnosticError` (O2C0405); cycles that no C type can have
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +18,7 @@ INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = 
 FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
 
 MODIFIERS = frozenset({VOLATILE, CONST, RESTRICT, TYPE_TAG})
+_STRIPPED = MODIFIERS | {TYPEDEF}
 
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
@@ -111,33 +112,47 @@ class Btf:
 
     def kind(self, id: int) -> int:
         """The kind of a type, 0 for void."""
-        return self.type(id).kind if id else 0
+        if id == 0:
+            return 0
+        owner = self._owner(id)
+        return owner.types[owner._position(id) + 7] & 31
+
+    def reference(self, id: int) -> int:
+        """The type that ``id`` refers to, or its size, by its kind."""
+        owner = self._owner(id)
+        position = owner._position(id)
+        return int.from_bytes(owner.types[position + 8 : position + 12], "little")
 
     def strip(self, id: int) -> int:
         """``id`` without modifiers and typedefs; 0 for void."""
         for _ in range(DEPTH_LIMIT):
-            if id == 0:
-                return 0
-            item = self.type(id)
-            if item.kind not in MODIFIERS and item.kind != TYPEDEF:
+            if id == 0 or self.kind(id) not in _STRIPPED:
                 return id
-            id = item.reference
+            id = self.reference(id)
         raise self._broken(f"type {id} refers to itself")
 
     def members(self, id: int) -> tuple[BtfMember, ...]:
         """The members of a struct or union."""
         owner = self._owner(id)
-        item = owner.type(id)
-        position = owner._position(id) + _TYPE.size
+        flag = owner.types[owner._position(id) + 7] & 0x80
         result = []
-        for _ in range(item.vlen):
-            name, type_id, offset = _MEMBER.unpack_from(owner.types, position)
-            position += _MEMBER.size
-            bits = offset >> 24 if item.flag else 0
-            result.append(
-                BtfMember(owner.string(name), type_id, offset & 0xFFFFFF if item.flag else offset, bits)
-            )
+        for name, type_id, offset in owner.member_rows(id):
+            bits = offset >> 24 if flag else 0
+            result.append(BtfMember(owner.string(name), type_id, offset & 0xFFFFFF if flag else offset, bits))
         return tuple(result)
+
+    def member_rows(self, id: int) -> Iterator[tuple[int, int, int]]:
+        """(name offset, type, offset word) of the members: `members` without what costs."""
+        owner = self._owner(id)
+        position = owner._position(id)
+        count = owner.types[position + 4] | owner.types[position + 5] << 8
+        position += _TYPE.size
+        return _MEMBER.iter_unpack(owner.types[position : position + count * _MEMBER.size])
+
+    def offset_bits(self, id: int, word: int) -> int:
+        """The bit offset in the offset word of a member of ``id``."""
+        owner = self._owner(id)
+        return word & 0xFFFFFF if owner.types[owner._position(id) + 7] & 0x80 else word
 
     def parameters(self, id: int) -> tuple[tuple[str, int], ...]:
         """(name, type) of each parameter of a FUNC_PROTO; a last one of type 0 means variadic."""
@@ -190,7 +205,7 @@ class Btf:
             if kind == PTR:
                 return 8 * count
             if kind in (INT, STRUCT, UNION, ENUM, ENUM64, FLOAT, DATASEC):
-                return self.type(id).reference * count
+                return self.reference(id) * count
             if kind != ARRAY:
                 return 0
             id, dimension = self.array(id)

@@ -232,7 +232,8 @@ class Argument:
 class Site:
     """One instruction that needs a decision.
 
-    ``size``: bytes written (for each iteration if ``rep``; 0: not known). ``bit_index``: the register whose
+    ``size``: bytes written (for each iteration if ``rep``; 0: not known). ``count``: how often a string
+    instruction with ``rep`` repeats, where that is a constant. ``bit_index``: the register whose
     bits above the operand's width move the address (``bts [mem], reg``). ``target``: the callee of a direct
     call or tail call. ``stack_height``: bytes from rsp to the return address slot before the instruction (0 at
     the function's entry; None: not known). ``frame_offset``: the address written, relative to that slot, when
@@ -268,6 +269,7 @@ class Site:
     arguments: tuple[Argument | None, ...] = ()
     earlier: Probe | None = None
     frame_range: tuple[int, int] | None = None
+    count: int | None = None
 
     @property
     def writes(self) -> bool:

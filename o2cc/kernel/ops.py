@@ -36,7 +36,7 @@ class StructMatcher:
         current: Btf | None = btf
         while current is not None:
             for id in current.ids_by_kind.get(kinds.STRUCT, ()):
-                self.by_size.setdefault(current.type(id).reference, []).append(id)
+                self.by_size.setdefault(current.reference(id), []).append(id)
             current = current.base
         self.pointers: dict[int, dict[int, tuple[str, int]]] = {}
         self.shapes: dict[int, tuple[object, ...]] = {}
@@ -52,17 +52,18 @@ class StructMatcher:
 
     def _collect(self, id: int, prefix: str, base: int, into: dict[int, tuple[str, int]], depth: int) -> None:
         btf = self.btf
-        for member in btf.members(id):
-            offset = base + member.offset_bits // 8
-            path = f"{prefix}{member.name}" if member.name else prefix.rstrip(".")
-            inner = btf.strip(member.type)
+        for name, type_id, word in btf.member_rows(id):
+            inner = btf.strip(type_id)
             kind = btf.kind(inner)
             if kind == kinds.PTR:
-                target = btf.strip(btf.type(inner).reference)
+                target = btf.strip(btf.reference(inner))
                 if btf.kind(target) == kinds.FUNC_PROTO:
-                    into.setdefault(offset, (path, target))
+                    offset = base + btf.offset_bits(id, word) // 8
+                    into.setdefault(offset, (f"{prefix}{btf.string(name)}", target))
             elif kind in (kinds.STRUCT, kinds.UNION) and depth < 4:
-                self._collect(inner, f"{path}." if path else "", offset, into, depth + 1)
+                text = btf.string(name)
+                offset = base + btf.offset_bits(id, word) // 8
+                self._collect(inner, f"{prefix}{text}." if text else prefix, offset, into, depth + 1)
 
     def shape(self, proto: int) -> tuple[object, ...]:
         """A prototype as far as two must agree: kinds and names of parameters and result."""

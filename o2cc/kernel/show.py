@@ -130,7 +130,7 @@ def site_line(site: Site) -> str:
         text += f" {site.target}"
     if site.operand is not None:
         size = f" {site.size}" if site.size else ""
-        text += f" ({site.mnemonic}{' rep' if site.rep else ''}){size} {operand_text(site.operand)}"
+        text += f" ({site.mnemonic}{_repeat(site)}){size} {operand_text(site.operand)}"
     if site.frame_offset is not None:
         text += f"  frame {site.frame_offset:+#x}"
     elif site.frame_range is not None:
@@ -241,6 +241,12 @@ def prototype_text(prototype: Prototype) -> str:
     if prototype.variadic:
         parameters.append("...")
     return f"{prototype.returns} {prototype.name}({', '.join(parameters) or 'void'})"
+
+
+def _repeat(site: Site) -> str:
+    if not site.rep:
+        return ""
+    return f" rep {site.count}" if site.count is not None else " rep"
 
 
 def _plus(offset: int) -> str:

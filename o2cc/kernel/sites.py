@@ -11,7 +11,6 @@ from o2cc.kernel.description import (
     Function,
     Operand,
     PatchSite,
-    Probe,
     Prototype,
     Site,
     SiteKind,
@@ -341,15 +340,24 @@ class _SiteBuilder:
             frame = frame_address(held, memory)
         within = None
         simple = memory.index == NO_REGISTER and memory.segment is None and memory.static is None
+        count = self._constant(state.registers[RCX]) if item.rep else None
         if item.bit_register != NO_REGISTER:
             frame = None
-        elif held is not None and simple and memory.size and not item.rep:
+        elif held is not None and simple and memory.size and (not item.rep or count is not None):
             slot = (held[0], held[1] + memory.displacement)
-            within = frame_range(self.table.values.definitions, slot, memory.size)
+            within = frame_range(
+                self.table.values.definitions, slot, memory.size * (count if count is not None else 1)
+            )
         needed = register_mask(
             [memory.base, memory.index, item.bit_register, RCX if item.rep else NO_REGISTER]
         )
-        self._site(item, kind, height, _operand(memory), memory.size, needed, frame, held, within=within)
+        self._site(
+            item, kind, height, _operand(memory), memory.size, needed, frame, held, within=within, count=count
+        )
+
+    def _constant(self, held: Held) -> int | None:
+        definition = self.table.values.definitions[held[0]]
+        return definition[1] if definition[0] == "constant" else None
 
     def _call(self, item: Instruction, state: State, height: int | None, kind: SiteKind) -> None:
         target = _callee(self.facts.layout, item)
@@ -404,8 +412,8 @@ class _SiteBuilder:
         target: str | None = None,
         arguments: tuple[Argument | None, ...] = (),
         within: tuple[int, int] | None = None,
+        count: int | None = None,
     ) -> None:
-        probe: Probe
         probe, earlier = choose(self.context, self.block, self.index, needed, self.unit.clobbers)
         number = self.table.number(held[0]) if held is not None else None
         mnemonic = f"lock {item.mnemonic}" if item.lock else item.mnemonic
@@ -433,6 +441,7 @@ class _SiteBuilder:
                 arguments=arguments,
                 earlier=earlier,
                 frame_range=within,
+                count=count,
             )
         )
 

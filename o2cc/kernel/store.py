@@ -50,13 +50,13 @@ def read_build_identity(path: str | Path) -> BuildIdentity:
 
 
 def bundled(target: str, release: str | None = None) -> list[Path]:
-    """The descriptions of a target that travel with the package, newest release last; of one release if given.
+    """The descriptions of a target that travel with the package, newest release first; of one release if given.
 
     They lie in ``descriptions/RELEASE/TARGET.o2k``.
     """
     root = resource_directory("descriptions")
     found = [path for path in root.glob(f"*/{target}.o2k") if release is None or path.parent.name == release]
-    return sorted(found, key=lambda path: (release_key(path.parent.name), path.parent.name))
+    return sorted(found, key=lambda path: (release_key(path.parent.name), path.parent.name), reverse=True)
 
 
 def release_key(release: str) -> tuple[int, ...]:

@@ -180,7 +180,7 @@ class TypeBuilder:
             id = self.btf.strip(id)
             kind = self.btf.kind(id)
             if kind == kinds.PTR:
-                id = self.btf.type(id).reference
+                id = self.btf.reference(id)
             elif kind == kinds.ARRAY:
                 id = self.btf.array(id)[0]
             elif kind in (kinds.STRUCT, kinds.UNION):
@@ -245,8 +245,8 @@ class TypeBuilder:
             if id in found:
                 continue
             found[id] = None
-            for member in self.btf.members(id):
-                inner = self.btf.strip(member.type)
+            for _, type_id, _ in self.btf.member_rows(id):
+                inner = self.btf.strip(type_id)
                 for _ in range(kinds.DEPTH_LIMIT):
                     if self.btf.kind(inner) != kinds.ARRAY:
                         break
@@ -257,9 +257,9 @@ class TypeBuilder:
 
     def _pointed(self, id: int) -> list[int]:
         found = []
-        for member in self.btf.members(id):
-            if self.btf.kind(self.btf.strip(member.type)) == kinds.PTR:
-                target = self.aggregate_behind(member.type)
+        for _, type_id, _ in self.btf.member_rows(id):
+            if self.btf.kind(self.btf.strip(type_id)) == kinds.PTR:
+                target = self.aggregate_behind(type_id)
                 if target is not None:
                     found.append(target)
         return found
