@@ -8,7 +8,7 @@ Numbers are those of the instruction set (kernel Documentation/bpf/standardizati
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -115,23 +115,18 @@ class Assembler:
             raise ValueError(f"label {name} is set twice")
         self.labels[name] = self.position
 
-    def extend(self, instructions: Iterable[Instruction], prefix: str, labels: dict[str, int]) -> None:
-        """Append finished code whose labels become `prefix` + name."""
-        start = self.position
-        for name, position in labels.items():
-            self.labels[prefix + name] = start + position
-        for i in instructions:
-            target = None if i.target is None else prefix + i.target
-            self.emit(i.op, i.dst, i.src, i.offset, i.immediate, target)
+    def encode(self, outside: Mapping[str, int] | None = None) -> bytes:
+        """The code's bytes, eight a slot; JumpTooFarError when a jump does not reach.
 
-    def encode(self) -> bytes:
-        """The program's bytes, eight a slot; JumpTooFarError when a jump does not reach."""
+        `outside` gives labels of other code, as distances from the start of this one.
+        """
+        labels = {**(outside or {}), **self.labels}
         encoded = bytearray()
         position = 0
         for i in self.instructions:
             offset, immediate = i.offset, i.immediate
             if i.target is not None:
-                distance = self.labels[i.target] - position - 1
+                distance = labels[i.target] - position - 1
                 if i.op is Op.CALL or i.op is Op.LD_IMM64:
                     immediate = distance
                 elif -JUMP_REACH <= distance <= JUMP_REACH:

@@ -131,15 +131,22 @@ def driver(
     each.label("done")
     each.emit(Op.MOV_IMM, 0)
     each.emit(Op.EXIT)
-    placed = []
-    for subprogram in subprograms:
-        code = subprogram.code
-        fixed = [
-            replace(i, immediate=table) if i.op is Op.LD_IMM64 and i.src == MAP_VALUE else i
-            for i in code.instructions
-        ]
-        placed.append(Subprogram(subprogram.name, Assembler(fixed, dict(code.labels), code.position)))
-    return [Subprogram("entry", entry), Subprogram("each", each), *placed]
+    return [
+        Subprogram("entry", entry),
+        Subprogram("each", each),
+        *(Subprogram(part.name, _with_table(part.code, table)) for part in subprograms),
+    ]
+
+
+def _with_table(code: Assembler, table: int) -> Assembler:
+    """The code with the table's descriptor where it loads the table's address."""
+    if not any(i.src == MAP_VALUE and i.op is Op.LD_IMM64 for i in code.instructions):
+        return code
+    fixed = [
+        replace(i, immediate=table) if i.op is Op.LD_IMM64 and i.src == MAP_VALUE else i
+        for i in code.instructions
+    ]
+    return Assembler(fixed, code.labels, code.position)
 
 
 def link(subprograms: Sequence[Subprogram]) -> tuple[bytes, list[int]]:
@@ -151,9 +158,8 @@ def link(subprograms: Sequence[Subprogram]) -> tuple[bytes, list[int]]:
         position += subprogram.code.position
     encoded = b""
     for subprogram in subprograms:
-        start, code = starts[subprogram.name], subprogram.code
-        outside = {name: place - start for name, place in starts.items()}
-        encoded += Assembler(code.instructions, {**outside, **code.labels}, code.position).encode()
+        start = starts[subprogram.name]
+        encoded += subprogram.code.encode({name: place - start for name, place in starts.items()})
     return encoded, list(starts.values())
 
 

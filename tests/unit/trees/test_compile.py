@@ -57,9 +57,9 @@ def test_a_tree_whose_jumps_do_not_reach_is_split() -> None:
     assert all(part.code.position <= LARGEST_SUBPROGRAM for part in compiled.subprograms)
     assert mismatches(imported, compiled, 1000, 3) == 0
     for part in compiled.subprograms:
-        others = {s.name: 0 for s in compiled.subprograms}
-        part.code.labels.update({n: p for n, p in others.items() if n not in part.code.labels})
-        part.code.encode()  # raises when a jump does not reach
+        part.code.encode(
+            {other.name: 0 for other in compiled.subprograms}
+        )  # raises when a jump does not reach
 
 
 def test_the_budget_turns_branches_into_a_table_and_says_so() -> None:
