@@ -20,9 +20,6 @@ from tests.vm.machine import VM_MARK
 from tests.vm.report import REPORT_NAME
 from tests.vm.splats import parse_kmsg, splats
 
-_kmsg: int | None = None
-_deselected = 0
-
 
 def pytest_configure(config: pytest.Config) -> None:
     if VM_MARK not in Path("/proc/cmdline").read_text().split():
@@ -32,9 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     config.addinivalue_line("markers", "full: runs only with --full")
     config.addinivalue_line("markers", "splats_expected(pattern): kernel log lines that this test may cause")
-    global _kmsg
-    _kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    os.lseek(_kmsg, 0, os.SEEK_END)
+    config.pluginmanager.register(_Watch(config))
 
 
 def _tell(event: str, **data: Any) -> None:
@@ -47,83 +42,68 @@ def _tell(event: str, **data: Any) -> None:
         os.fsync(report.fileno())
 
 
-def _kernel_log() -> list[str]:
-    """Kernel log lines since the last call."""
-    assert _kmsg is not None
-    records = []
-    while True:
-        try:
-            records.append(os.read(_kmsg, 8192).decode(errors="replace"))
-        except BlockingIOError:
-            return parse_kmsg("".join(records))
-        except BrokenPipeError:  # records were overwritten before they were read
-            records.append("[ring buffer overrun, lines lost]\n")
+class _Watch:
+    """A pytest plugin: tells the host of every step, and holds the kernel log against each test."""
 
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._deselected = 0
+        self._kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        os.lseek(self._kmsg, 0, os.SEEK_END)
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("full")]
-    if left_out:
-        global _deselected
-        _deselected = len(left_out)
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        if left_out and not self._config.getoption("--full"):
+            self._deselected = len(left_out)
+            self._config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            _tell("collect-error", where=report.nodeid, text=report.longreprtext)
 
-def pytest_collectreport(report: pytest.CollectReport) -> None:
-    if report.failed:
-        _tell("collect-error", where=report.nodeid, text=report.longreprtext)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        _tell("collected", tests=[item.nodeid for item in session.items], deselected=self._deselected)
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        _tell("start", test=nodeid)
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    _tell("collected", tests=[item.nodeid for item in session.items], deselected=_deselected)
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self) -> Generator[None, None, None]:
+        self._check("before", None)
+        yield
 
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
+        yield
+        self._check("while", item.get_closest_marker("splats_expected"))
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logstart(nodeid: str) -> None:
-    _tell("start", test=nodeid)
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        _tell("report", test=report.nodeid, when=report.when, outcome=report.outcome, data=data)
 
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        _tell("end", status=int(exitstatus))
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
-    _check(item, "before")
-    yield
+    def _check(self, when: str, expected: pytest.Mark | None) -> None:
+        log = self._new_lines()
+        if seen := splats(log):
+            _tell("splats", lines=seen)
+        if splats(log, tolerate=expected.args[0] if expected else None):
+            pytest.fail(f"the kernel complained {when} this test ran:\n" + "\n".join(log), pytrace=False)
 
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
-    yield
-    _check(item, "while")
-
-
-def _check(item: pytest.Item, when: str) -> None:
-    log = _kernel_log()
-    mark = item.get_closest_marker("splats_expected") if when == "while" else None
-    trouble = splats(log, tolerate=mark.args[0] if mark else None)
-    if seen := splats(log):
-        _tell("splats", lines=seen)
-    if trouble:
-        pytest.fail(f"the kernel complained {when} this test ran:\n" + "\n".join(log), pytrace=False)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    assert _config is not None
-    data = _config.hook.pytest_report_to_serializable(config=_config, report=report)
-    _tell("report", test=report.nodeid, when=report.when, outcome=report.outcome, data=data)
-
-
-_config: pytest.Config | None = None
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    global _config
-    _config = session.config
-
-
-def pytest_sessionfinish(exitstatus: int) -> None:
-    _tell("end", status=int(exitstatus))
+    def _new_lines(self) -> list[str]:
+        """Kernel log lines since the last call."""
+        records = []
+        while True:
+            try:
+                records.append(os.read(self._kmsg, 8192).decode(errors="replace"))
+            except BlockingIOError:
+                return parse_kmsg("".join(records))
+            except BrokenPipeError:  # records were overwritten before they were read
+                records.append("[ring buffer overrun, lines lost]\n")
 
 
 @pytest.fixture(scope="session")
