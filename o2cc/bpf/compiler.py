@@ -7,6 +7,7 @@ relocations by symbol name, and the line numbers from its BTF.ext.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,9 @@ from o2cc.diagnostics import DiagnosticError, error
 
 CPU = "v3"  # 32-bit arithmetic and jumps, fetching atomics: all there since Linux 5.12
 _SPEED = 2
+_STACK = 16384  # bytes; LLVM ends the process above its limit, so this is out of the way of `limits.STACK`
+_LARGE = 1_500_000  # characters of text, from which on LLVM may find a jump too far, and end the process
+_REFUSED = 3  # exit status of a child whose text LLVM refused
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
@@ -48,6 +52,7 @@ class MachineCode:
 def _target_machine() -> llvm.TargetMachine:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    llvm.set_option("o2c", f"-bpf-stack-size={_STACK}")
     return llvm.Target.from_triple("bpfel").create_target_machine(cpu=CPU, opt=_SPEED)
 
 
@@ -58,18 +63,14 @@ def data_layout() -> str:
 
 
 def compile_text(text: str) -> dict[str, MachineCode]:
-    """Compiles a module whose every function is in a section named like itself with a dot before (the assembler wants them different).
+    """Compiles a module whose every function is in a section named like itself with a dot before (the
+    assembler wants them different).
 
-    Raises DiagnosticError (O2C0605) when LLVM refuses the text, which is a mistake in the compiler.
+    Raises DiagnosticError: O2C0605 when LLVM refuses the text, which is a mistake in the compiler; O2C0610
+    when a function is too large for BPF's jumps.
     """
-    machine = _target_machine()
     try:
-        with llvm.create_context() as context, llvm.parse_assembly(text, context) as module:
-            module.verify()
-            options = llvm.create_pipeline_tuning_options(speed_level=_SPEED)
-            builder = llvm.create_pass_builder(machine, options)
-            builder.getModulePassManager().run(module, builder)
-            data: bytes = machine.emit_object(module)
+        data = _compile_apart(text) if len(text) > _LARGE else _compile(text)
     except RuntimeError as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else "no reason given"
         raise DiagnosticError(
@@ -81,6 +82,51 @@ def compile_text(text: str) -> dict[str, MachineCode]:
             )
         ) from problem
     return _read_object(data)
+
+
+def _compile(text: str) -> bytes:
+    """The object that LLVM makes of the text.  Raises RuntimeError when it refuses the text."""
+    machine = _target_machine()
+    with llvm.create_context() as context, llvm.parse_assembly(text, context) as module:
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=_SPEED)
+        builder = llvm.create_pass_builder(machine, options)
+        builder.getModulePassManager().run(module, builder)
+        data: bytes = machine.emit_object(module)
+    return data
+
+
+def _compile_apart(text: str) -> bytes:
+    """The same in a process of its own, since LLVM ends its process when a jump is too far to encode."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.close(reader)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            with os.fdopen(writer, "wb") as stream:
+                stream.write(_compile(text))
+            status = 0
+        except RuntimeError:
+            status = _REFUSED
+        finally:
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stream:
+        data = stream.read()
+    _, status = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(status) == _REFUSED:
+        raise RuntimeError
+    if status:
+        raise DiagnosticError(
+            error(
+                "O2C0610",
+                "a check, hook or function is too large: BPF's jumps reach 32,767 instructions",
+                help="split the function, or make the tree smaller",
+            )
+        )
+    return data
 
 
 def _read_object(data: bytes) -> dict[str, MachineCode]:

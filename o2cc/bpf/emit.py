@@ -15,6 +15,7 @@ from o2cc.bpf.assembly import Assembler
 from o2cc.bpf.compiler import MachineCode, compile_text, data_layout
 from o2cc.bpf.info import HookInfo
 from o2cc.bpf.layout import Layout, table_layout
+from o2cc.bpf.limits import check_stacks
 from o2cc.bpf.llvm_context import BodyError, Scope, SiteTable, Spans, SymbolKind
 from o2cc.bpf.llvm_text import ModuleText
 from o2cc.bpf.programs import (
@@ -26,7 +27,7 @@ from o2cc.bpf.programs import (
     site_programs,
 )
 from o2cc.bpf.source_lines import SourceLines
-from o2cc.diagnostics import Collector, error
+from o2cc.diagnostics import Collector, DiagnosticError, error
 from o2cc.ir import nodes
 from o2cc.ir.walk import Body, calls
 
@@ -81,6 +82,10 @@ def _emit(
         _check_module(module)
     functions = _reachable(module, (*(c for c in module.checks if c.name in by_check), *module.hooks))
     machine, spans = _compile(module, functions, by_check, tables)
+    roots = {SymbolKind.CHECK + c.name: c.span for c in module.checks if c.name in by_check}
+    roots |= {SymbolKind.HOOK + h.name: h.span for h in module.hooks}
+    if deep := check_stacks(machine, roots):
+        raise DiagnosticError(deep)
     lines = SourceLines(sources, spans)
     assembler = Assembler(module, layout, lines)
     assembler.add_functions([(f, machine[SymbolKind.FUNCTION + f.name]) for f in functions if not f.inline])

@@ -31,6 +31,7 @@ from o2cc.bpf.llvm_instructions import HELPER_GET_ATTACH_COOKIE, InstructionWrit
 from o2cc.ir import nodes
 from o2cc.ir.walk import block_spans, operands, successors
 
+MAXIMUM_PARAMETERS = 5
 STACK_LIMIT = 448  # bytes of scratch; a BPF program has 512, and spilled registers need some
 
 
@@ -49,6 +50,9 @@ class ModuleText:
 
     def add_function(self, function: nodes.Function) -> None:
         """Adds shared code."""
+        if len(function.parameters) > MAXIMUM_PARAMETERS:
+            message = f"`{function.name}` has {len(function.parameters)} parameters, BPF passes {MAXIMUM_PARAMETERS}"
+            raise BodyError("O2C0600", message, function.span)
         symbol = SymbolKind.FUNCTION + function.name
         body = _Body(self._context, symbol, function.span, Role.FUNCTION, function.parameters)
         self._bodies.append(body.text(function.blocks, inline=function.inline))
