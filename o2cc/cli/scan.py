@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from o2cc.kernel.show import as_json, function_lines, overview, site_lines
 from o2cc.kernel.summary import all_problems, summarize, summary_as_json
 
 PROGRESS_AFTER = 2.0
+EXAMPLES = 40
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -146,6 +148,7 @@ def _scan_all(
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     refused: list[tuple[str, str]] = []
+    examples: dict[str, list[str]] = {}
     started = time.monotonic()
     with _bar(len(files), "modules") as step:
         for path in files:
@@ -172,10 +175,11 @@ def _scan_all(
             totals["functions_with_problems"] += sum(
                 bool(function.problems) for function in description.functions
             )
-            reasons.update(
-                _reason(problem) for function in description.functions for problem in function.problems
-            )
-            reasons.update(problem.partition(" `")[0] for problem in description.problems)
+            for problem_text in all_problems(description):
+                reason = _reason(problem_text)
+                reasons[reason] += 1
+                if len(examples.setdefault(reason, [])) < EXAMPLES:
+                    examples[reason].append(f"{description.target.name}: {problem_text}")
             step()
     seconds = time.monotonic() - started
     if json_form:
@@ -184,6 +188,7 @@ def _scan_all(
             "seconds": round(seconds, 1),
             "refused": dict(refused),
             "reasons": dict(reasons.most_common()),
+            "examples": examples,
         }
         click.echo(json.dumps(found, indent=1))
     else:
@@ -202,7 +207,8 @@ def _totals(totals: Counter[str], seconds: float, reasons: Counter[str]) -> Iter
 
 
 def _reason(problem: str) -> str:
-    return problem.partition(": ")[2] or problem
+    text = problem.partition(": ")[2] or problem
+    return re.sub(r"`[^`]*`", "`...`", text)
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel.errors import BROKEN_BTF, failure
@@ -114,12 +115,12 @@ class Btf:
         """The kind of a type, 0 for void."""
         if id == 0:
             return 0
-        owner = self._owner(id)
+        owner = self.owner(id)
         return owner.types[owner._position(id) + 7] & 31
 
     def reference(self, id: int) -> int:
         """The type that ``id`` refers to, or its size, by its kind."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         position = owner._position(id)
         return int.from_bytes(owner.types[position + 8 : position + 12], "little")
 
@@ -133,7 +134,7 @@ class Btf:
 
     def members(self, id: int) -> tuple[BtfMember, ...]:
         """The members of a struct or union."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         flag = owner.types[owner._position(id) + 7] & 0x80
         result = []
         for name, type_id, offset in owner.member_rows(id):
@@ -143,7 +144,7 @@ class Btf:
 
     def member_rows(self, id: int) -> Iterator[tuple[int, int, int]]:
         """(name offset, type, offset word) of the members: `members` without what costs."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         position = owner._position(id)
         count = owner.types[position + 4] | owner.types[position + 5] << 8
         position += _TYPE.size
@@ -151,12 +152,12 @@ class Btf:
 
     def offset_bits(self, id: int, word: int) -> int:
         """The bit offset in the offset word of a member of ``id``."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         return word & 0xFFFFFF if owner.types[owner._position(id) + 7] & 0x80 else word
 
     def parameters(self, id: int) -> tuple[tuple[str, int], ...]:
         """(name, type) of each parameter of a FUNC_PROTO; a last one of type 0 means variadic."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         position = owner._position(id) + _TYPE.size
         result = []
         for _ in range(owner.type(id).vlen):
@@ -167,7 +168,7 @@ class Btf:
 
     def enumerators(self, id: int) -> tuple[tuple[str, int], ...]:
         """(name, value) of an ENUM or ENUM64."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         item = owner.type(id)
         position = owner._position(id) + _TYPE.size
         result = []
@@ -186,13 +187,13 @@ class Btf:
 
     def array(self, id: int) -> tuple[int, int]:
         """(element type, count) of an ARRAY."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         element, _, count = _ARRAY.unpack_from(owner.types, owner._position(id) + _TYPE.size)
         return element, count
 
     def integer(self, id: int) -> tuple[bool, int, int]:
         """(signed, bit offset, bits) of an INT."""
-        owner = self._owner(id)
+        owner = self.owner(id)
         (word,) = struct.unpack_from("<I", owner.types, owner._position(id) + _TYPE.size)
         return bool(word >> 24 & 1), word >> 16 & 255, word & 255
 
@@ -220,6 +221,19 @@ class Btf:
         for index, position in enumerate(self.positions):
             found.setdefault(types[position + 7] & 31, []).append(self.first_id + index)
         return {kind: tuple(ids) for kind, ids in found.items()}
+
+    @cached_property
+    def structs_by_size(self) -> Mapping[int, tuple[int, ...]]:
+        """The structs of this section only, by size."""
+        found: dict[int, list[int]] = {}
+        for id in self.ids_by_kind.get(STRUCT, ()):
+            found.setdefault(self.reference(id), []).append(id)
+        return {size: tuple(ids) for size, ids in found.items()}
+
+    @cached_property
+    def notes(self) -> dict[tuple[str, int], Any]:
+        """Room for what others derive from types of this section and want to keep."""
+        return {}
 
     @cached_property
     def _names(self) -> dict[int, Mapping[str, int]]:
@@ -254,8 +268,9 @@ class Btf:
                 return found
         return self.base.find(name, *kinds) if self.base is not None else None
 
-    def _owner(self, id: int) -> "Btf":
-        return self.base._owner(id) if self.base is not None and id < self.first_id else self
+    def owner(self, id: int) -> "Btf":
+        """The section that a type is in: this one or its base."""
+        return self.base.owner(id) if self.base is not None and id < self.first_id else self
 
     def _position(self, id: int) -> int:
         index = id - self.first_id

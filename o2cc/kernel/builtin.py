@@ -27,7 +27,6 @@ from o2cc.kernel.machine import Link
 from o2cc.kernel.ops import DataObject
 from o2cc.kernel.patches import Patches, Table, read_patches
 from o2cc.kernel.scan import analyse
-from o2cc.kernel.types import kernel_facts
 
 CODE_LETTERS = frozenset(b"tTwW")
 DATA_LETTERS = frozenset(b"dDbBrRvV")
@@ -102,7 +101,7 @@ def scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None = Non
         symbols=_data_symbols(analysed.functions, objects, layout, symbols),
         ops_tables=tuple(tables),
         types=analysed.types(),
-        kernel=kernel_facts(kernel.btf, symbols, kernel.build_id),
+        kernel=kernel.facts,
         problems=tuple(dict.fromkeys([*patches.problems, *analysed.builder.problems])),
     )
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from o2cc.files import read_bytes
 from o2cc.kernel.btf import Btf, read_btf
+from o2cc.kernel.description import KernelFacts
 from o2cc.kernel.elf import ElfFile, read_elf
 from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, failure
 from o2cc.kernel.image import decompress, kernel_image
 from o2cc.kernel.kallsyms import KernelSymbols, read_kallsyms
+from o2cc.kernel.types import kernel_facts
 
 MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _VERSION = re.compile(rb"Linux version ([0-9][^ \0]{0,80}) ")
@@ -59,6 +61,11 @@ class Kernel:
     @cached_property
     def symbols(self) -> KernelSymbols:
         return read_kallsyms(self.image, str(self.path))
+
+    @cached_property
+    def facts(self) -> KernelFacts:
+        """What checks need to know of this kernel."""
+        return kernel_facts(self.btf, self.symbols, self.build_id)
 
     @property
     def build_id(self) -> str:

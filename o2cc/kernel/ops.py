@@ -6,7 +6,7 @@ that has, at every place where the object holds a function, a pointer to a funct
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from o2cc.kernel import btf as kinds
@@ -32,22 +32,22 @@ class StructMatcher:
 
     def __init__(self, btf: Btf) -> None:
         self.btf = btf
-        self.by_size: dict[int, list[int]] = {}
+        self.chain: list[Btf] = []
         current: Btf | None = btf
         while current is not None:
-            for id in current.ids_by_kind.get(kinds.STRUCT, ()):
-                self.by_size.setdefault(current.reference(id), []).append(id)
+            self.chain.append(current)
             current = current.base
-        self.pointers: dict[int, dict[int, tuple[str, int]]] = {}
-        self.shapes: dict[int, tuple[object, ...]] = {}
+        self.sizes: list[int] = sorted({size for part in self.chain for size in part.structs_by_size})
 
     def function_pointers(self, id: int) -> dict[int, tuple[str, int]]:
         """(member path, FUNC_PROTO) of a struct's function pointers by byte offset."""
-        found = self.pointers.get(id)
+        # Kept with the type's own section: of the kernel's structs once for all modules.
+        notes = self.btf.owner(id).notes
+        found: dict[int, tuple[str, int]] | None = notes.get(("function pointers", id))
         if found is None:
             found = {}
             self._collect(id, "", 0, found, 0)
-            self.pointers[id] = found
+            notes["function pointers", id] = found
         return found
 
     def _collect(self, id: int, prefix: str, base: int, into: dict[int, tuple[str, int]], depth: int) -> None:
@@ -67,11 +67,17 @@ class StructMatcher:
 
     def shape(self, proto: int) -> tuple[object, ...]:
         """A prototype as far as two must agree: kinds and names of parameters and result."""
-        found = self.shapes.get(proto)
+        notes = self.btf.owner(proto).notes
+        found: tuple[object, ...] | None = notes.get(("shape", proto))
         if found is None:
-            types = [id for _, id in self.btf.parameters(proto)] + [self.btf.type(proto).reference]
-            found = self.shapes[proto] = tuple(self._shape(id) for id in types)
+            types = [id for _, id in self.btf.parameters(proto)] + [self.btf.reference(proto)]
+            found = notes["shape", proto] = tuple(self._shape(id) for id in types)
         return found
+
+    def structs_of(self, size: int) -> Iterator[int]:
+        """The structs of ``size`` bytes, the target's own first."""
+        for part in self.chain:
+            yield from part.structs_by_size.get(size, ())
 
     def _shape(self, id: int) -> tuple[int, str, int]:
         btf = self.btf
@@ -93,7 +99,7 @@ class StructMatcher:
         Copies of one struct under one name (of several compilations) count as one.
         """
         found: list[int] = []
-        for id in self.by_size.get(size, ()):
+        for id in self.structs_of(size):
             pointers = self.function_pointers(id)
             if all(
                 offset in pointers and self._agree(self.shape(pointers[offset][1]), self.shape(proto))
@@ -105,9 +111,8 @@ class StructMatcher:
 
     def match_within(self, size: int, slack: int, slots: Mapping[int, int]) -> int | None:
         """As `match`, for a struct of at most ``size`` and more than ``size - slack`` bytes."""
-        sizes = [
-            other for other in self.by_size if size - slack < other <= size and other > max(slots, default=0)
-        ]
+        low = max(size - slack, max(slots, default=0))
+        sizes = [other for other in self.sizes if low < other <= size]
         found = {id for other in sizes if (id := self.match(other, slots)) is not None}
         names = {self.btf.type(id).name for id in found}
         return min(found) if len(names) == 1 else None
@@ -196,7 +201,7 @@ def _table(
 
 def _array(size: int, slots: Mapping[int, int], matcher: StructMatcher) -> tuple[int | None, int]:
     """An array of equal structs: the smallest element size that fits, if exactly one struct does."""
-    for element in sorted(matcher.by_size):
+    for element in matcher.sizes:
         if element < 16 or element * 2 > size or size % element:
             continue
         wanted: dict[int, int] = {}

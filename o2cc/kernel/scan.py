@@ -43,7 +43,7 @@ from o2cc.kernel.machine import Flow
 from o2cc.kernel.ops import DataObject, ops_tables
 from o2cc.kernel.patches import NOT_POINTERS_TO_DATA, Patches, read_patches, section_tables
 from o2cc.kernel.sites import UnitFacts, describe_unit
-from o2cc.kernel.types import LAYOUTS, TypeBuilder, find_prototypes, kernel_facts
+from o2cc.kernel.types import LAYOUTS, TypeBuilder, find_prototypes
 
 # Sections that the module loader makes read-only once the module is initialized (``module_enable_ro``,
 # ``kernel/module/strict_rwx.c``; ``ro_after_init`` is by section name in ``kernel/module/main.c``).
@@ -175,7 +175,7 @@ def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descri
         symbols=symbols,
         ops_tables=tuple(analysed.ops(_module_objects(elf, btf))),
         types=analysed.types(),
-        kernel=kernel_facts(btf, kernel.symbols, kernel.build_id),
+        kernel=kernel.facts,
         problems=tuple(dict.fromkeys([*problems, *analysed.builder.problems])),
     )
 
