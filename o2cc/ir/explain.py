@@ -75,7 +75,9 @@ def _asked(span: Span | None, sources: Mapping[str, SourceFile]) -> str:
 def _checked(site: ir.Site, sources: Mapping[str, SourceFile]) -> str:
     parameters = ", ".join(f"{name} = {print_number(value)}" for name, value in site.parameters)
     probe = ""
-    if site.probe_offset is not None:
+    if site.covered_by is not None:
+        probe = f"  decided by the check of site {site.covered_by}, which runs first and knows these bytes\n"
+    elif site.probe_offset is not None:
         probe = f"  the probe is at {site.function}+{site.probe_offset:#x}, where the operands are the same\n"
     return (
         f"{site.function}+{site.offset:#x}: {_KINDS[site.kind]}, checked at run time (site {site.number})\n"

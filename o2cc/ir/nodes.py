@@ -407,6 +407,8 @@ class Site:
 
     ``parameters`` maps the names that the check reads to 64-bit constants (negative displacements as two's
     complement).  ``probe_offset`` is where the probe goes when it is not at ``offset`` itself.
+    ``covered_by`` is the number of a site whose check decides this one as well (pass ``merge-checks``): this one
+    then has neither program nor probe, and its number still names it in reports.
     """
 
     number: int
@@ -418,6 +420,7 @@ class Site:
     span: Span | None = None
     probe_offset: int | None = None
     note: str = ""
+    covered_by: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -591,10 +591,11 @@ class _Parser:
         check = self._word("a check")
         parameters = self._listed("(", ")", self._site_parameter)
         probe = self._number("an offset") if self._take("probe") else None
+        covered_by = self._number("the number of a site") if self._take("covered") else None
         span = self._at_span()
         note = self._string("a note in quotes") if self._take("note") else ""
         span = self._own(span, first)
-        return ir.Site(number, function, offset, kind, check, parameters, span, probe, note)
+        return ir.Site(number, function, offset, kind, check, parameters, span, probe, note, covered_by)
 
     def _discharged(self, first: int) -> ir.Discharged:
         function, offset, kind = self._place()

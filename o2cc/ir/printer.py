@@ -207,9 +207,10 @@ class _Writer:
         parameters = ", ".join(f"{name} = {print_number(value)}" for name, value in site.parameters)
         place = f"{_name(site.function)}+{site.offset:#x}"
         probe = f" probe {site.probe_offset:#x}" if site.probe_offset is not None else ""
+        covered = f" covered {site.covered_by}" if site.covered_by is not None else ""
         note = f" note {_quoted(site.note)}" if site.note else ""
         return (
-            f"site {site.number} {place} {site.kind.value} {site.check}({parameters}){probe}"
+            f"site {site.number} {place} {site.kind.value} {site.check}({parameters}){probe}{covered}"
             f"{self._at(site.span)}{note}{self._comment(site.span)}\n"
         )
 

@@ -373,11 +373,15 @@ class _Verifier:
             for check in self._module.checks
         }
         numbers: set[int] = set()
+        leaders = {site.number for site in self._module.sites if site.covered_by is None}
         for site in self._module.sites:
             where = f"site {site.number} (`{site.function}+{site.offset:#x}`)"
             if site.number in numbers:
                 self._plain("O2C0502", f"two sites have the number {site.number}", site.span)
             numbers.add(site.number)
+            if site.covered_by is not None and site.covered_by not in leaders:
+                message = f"{where} is covered by {site.covered_by}, which is no site with a check of its own"
+                self._plain("O2C0503", message, site.span)
             given = dict(site.parameters)
             if len(given) < len(site.parameters):
                 self._plain("O2C0502", f"{where} gives a parameter twice", site.span)

@@ -67,7 +67,7 @@ class DischargeCheckedBefore(Pass):
         checked: dict[str, set[Store]] = {}
         for site in module.sites:
             found = described(target, site)
-            if site.kind is ir.SiteKind.STORE and found is not None and _range(found[1]) is not None:
+            if site.kind is ir.SiteKind.STORE and found is not None and written_range(found[1]) is not None:
                 checked.setdefault(index.owner(found[0]), set()).add((site.function, site.offset))
         covers: dict[Store, frozenset[Store]] = {}
         for owner, stores in checked.items():
@@ -116,14 +116,14 @@ def harmless_functions(index: UnitIndex, given: frozenset[str]) -> frozenset[str
     return frozenset(found)
 
 
-def _has_place(source: ValueSource) -> bool:
+def has_place(source: ValueSource) -> bool:
     """Whether `site` says where a value is defined (loads: where the description gives it)."""
     if source.kind in ("load", "per_cpu"):
         return source.site != 0 or source.function is not None
     return source.kind in ("call", "merge", "unknown")
 
 
-def _range(place: Site) -> tuple[int, Span] | None:
+def written_range(place: Site) -> tuple[int, Span] | None:
     """The value whose bytes a store writes, and which; None if that is not known."""
     operand = place.operand
     if operand is None or not is_plain(place) or place.value is None:
@@ -170,7 +170,9 @@ class _Unit:
             events: list[_Event] = [_Event(start, value) for value in losses.get((name, start), ())]
             for offset in sorted(o for o in offsets.get(name, ()) if start <= o < block.end):
                 place = sites.get((name, offset))
-                written = _range(place) if place is not None and (name, offset) in self.checked else None
+                written = (
+                    written_range(place) if place is not None and (name, offset) in self.checked else None
+                )
                 if written is not None:
                     events.append(_Event(offset, written[0], written[1], (name, offset)))
                 if place is not None and place.kind in _CALLS and place.target not in self.harmless:
@@ -182,7 +184,7 @@ class _Unit:
         """Which values are defined at which instructions (or at the start of which blocks)."""
         found: dict[Store, list[int]] = {}
         for value, source in self._sources.items():
-            if _has_place(source):
+            if has_place(source):
                 names = [source.function] if source.function else [part.name for part in self.parts]
                 for name in names:
                     found.setdefault((name, source.site), []).append(value)
@@ -203,7 +205,7 @@ class _Unit:
         source = self._sources.get(wanted.value)
         if source is None:
             return None
-        keeps_going_back = source.kind in _NEVER_REDEFINED or _has_place(source)
+        keeps_going_back = source.kind in _NEVER_REDEFINED or has_place(source)
         order = self.graph.order
         covering: set[Store] = set()
         seen: set[tuple[Node, int]] = set()

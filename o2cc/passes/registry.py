@@ -10,6 +10,7 @@ from o2cc.passes.constant_folding import ConstantFolding
 from o2cc.passes.control_flow import SimplifyControlFlow
 from o2cc.passes.dead_code import DeadCode
 from o2cc.passes.manager import Pass, PassContext
+from o2cc.passes.merge_checks import MergeChecks
 from o2cc.passes.merge_equal import MergeEqual
 from o2cc.passes.own_frame import DischargeOwnFrame
 from o2cc.passes.static_data import DischargeStaticData
@@ -25,6 +26,7 @@ PASSES: Mapping[str, type[Pass]] = {
         DischargeOwnFrame,
         DischargeStaticData,
         DischargeUnreachable,
+        MergeChecks,
         MergeEqual,
         SimplifyControlFlow,
         UnusedFunctions,
