@@ -20,7 +20,7 @@ from o2cc.diagnostics import DiagnosticError, error
 CPU = "v3"  # 32-bit arithmetic and jumps, fetching atomics: all there since Linux 5.12
 _SPEED = 2
 _STACK = 16384  # bytes; LLVM ends the process above its limit, so this is out of the way of `limits.STACK`
-_LARGE = 1_500_000  # characters of text, from which on LLVM may find a jump too far, and end the process
+_LARGE = 1_000_000  # characters of text, from which on LLVM may find a jump too far, and end the process
 _REFUSED = 3  # exit status of a child whose text LLVM refused
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")
