@@ -28,9 +28,16 @@ from o2cc.trees.graph import Choice, DecisionGraph, Outcome
 VECTOR = 1
 SCRATCH = 0
 SECOND_SCRATCH = 5
-KEPT = (2, 3, 4)
+KEPT = (2, 3, 4, 6, 7, 8, 9)
+"""Registers for values that are needed again; those from 6 on cost a save and a restore, so they come last."""
 LOWER_HALF = 2**32 - 1
 WORD_BYTES = 8
+
+Value = tuple[int, bool]
+"""What a register may hold: a feature, and whether only its upper half."""
+
+Values = frozenset[Value]
+NO_VALUES: Values = frozenset()
 
 
 class Form(StrEnum):
@@ -51,8 +58,8 @@ class Comparison:
     threshold: int
 
     @property
-    def value(self) -> tuple[int, bool]:
-        """What must be in a register: the feature, and whether only its upper half."""
+    def value(self) -> Value:
+        """What must be in a register."""
         return self.feature, self.form is Form.UPPER
 
 
@@ -75,7 +82,7 @@ def comparison_of(node: Choice, interval: Interval) -> Comparison:
 class _Registers:
     """What registers hold on the path that is being written."""
 
-    values: dict[tuple[int, bool], int]
+    values: dict[Value, int]
     constant: int | None = None  # in SCRATCH
 
     def copy(self) -> _Registers:
@@ -98,7 +105,7 @@ class Writer:
     def __post_init__(self) -> None:
         self.code = Assembler()
         self.joins = [count > 1 for count in self.graph.parent_counts()]
-        self.needs = self._needs()
+        self.needs, self.surely = self._needs()
         self.written: set[int] = set()
         self.pending: list[tuple[int, _Registers]] = []
         self.wanted: dict[int, None] = {}  # ends that some jump wants and that are not written yet, in order
@@ -110,17 +117,21 @@ class Writer:
     def _starts_region(self, number: int) -> bool:
         return self.joins[number] or self._is_end(number)
 
-    def _needs(self) -> list[frozenset[tuple[int, bool]]]:
-        """By node: the values that its region tests from there on."""
-        needs: list[frozenset[tuple[int, bool]]] = []
+    def _needs(self) -> tuple[list[Values], list[Values]]:
+        """By node: the values that its region tests from there on, on some path and on every path."""
+        some: list[Values] = []
+        every: list[Values] = []
         for number, node in enumerate(self.graph.nodes):
             if isinstance(node, Outcome):
-                needs.append(frozenset())
+                some.append(NO_VALUES)
+                every.append(NO_VALUES)
                 continue
-            below = [needs[child] for child in (node.low, node.high) if not self._starts_region(child)]
-            own = comparison_of(node, self.intervals[number]).value
-            needs.append(frozenset({own}).union(*below))
-        return needs
+            own = frozenset({comparison_of(node, self.intervals[number]).value})
+            sides = [NO_VALUES if self._starts_region(c) else some[c] for c in (node.low, node.high)]
+            some.append(own | sides[0] | sides[1])
+            sides = [NO_VALUES if self._starts_region(c) else every[c] for c in (node.low, node.high)]
+            every.append(own | sides[0] & sides[1])
+        return some, every
 
     def write(self) -> Assembler:
         """The subprogram."""
@@ -186,10 +197,11 @@ class Writer:
 
     def _write_test(self, number: int, node: Choice, aside: int, registers: _Registers) -> None:
         comparison = comparison_of(node, self.intervals[number])
-        below = frozenset[tuple[int, bool]]().union(
-            *(self.needs[child] for child in (node.low, node.high) if not self._starts_region(child))
-        )
+        inner = [child for child in (node.low, node.high) if not self._starts_region(child)]
+        below = NO_VALUES.union(*(self.needs[child] for child in inner))
         register = self._load(comparison, below, registers)
+        if len(inner) == 2:
+            self._load_early(self.surely[node.low] & self.surely[node.high], registers)
         jumps_high = aside == node.high
         target = self._name(aside)
         threshold, form = comparison.threshold, comparison.form
@@ -200,38 +212,50 @@ class Writer:
             op = Op.JGE_IMM if jumps_high else Op.JLT_IMM
             self.code.emit(op, register, immediate=threshold + 1, target=target)
         elif form is Form.IMMEDIATE:
-            self.code.emit(
-                Op.JGT_IMM if jumps_high else Op.JLE_IMM, register, immediate=threshold, target=target
-            )
+            op = Op.JGT_IMM if jumps_high else Op.JLE_IMM
+            self.code.emit(op, register, immediate=threshold, target=target)
         else:
             half = threshold >> 32 if form is Form.UPPER else threshold & LOWER_HALF
-            self.code.emit(
-                Op.JGT32_IMM if jumps_high else Op.JLE32_IMM, register, immediate=half, target=target
-            )
+            op = Op.JGT32_IMM if jumps_high else Op.JLE32_IMM
+            self.code.emit(op, register, immediate=half, target=target)
         for value in [value for value in registers.values if value not in below]:
             del registers.values[value]
 
-    def _load(self, comparison: Comparison, below: frozenset[tuple[int, bool]], registers: _Registers) -> int:
+    def _free(self, registers: _Registers) -> list[int]:
+        taken = set(registers.values.values())
+        return [register for register in KEPT if register not in taken]
+
+    def _load(self, comparison: Comparison, below: Values, registers: _Registers) -> int:
         """Register that holds the comparison's value; kept for the tests below where a register is free."""
         value = comparison.value
         if value in registers.values:
             return registers.values[value]
-        taken = set(registers.values.values())
-        free = [register for register in KEPT if register not in taken]
-        register = free[0] if free and value in below else SCRATCH
-        if register != SCRATCH:
-            registers.values[value] = register
+        free = self._free(registers)
+        if free and value in below:
+            register = registers.values[value] = free[0]
         elif comparison.form is Form.REGISTER:
             register = SECOND_SCRATCH
         else:
-            registers.constant = None
+            register, registers.constant = SCRATCH, None
+        self._emit_load(value, register)
+        return register
+
+    def _load_early(self, values: Values, registers: _Registers) -> None:
+        """Load what both sides of a test need before it: once instead of twice, and sooner."""
+        for value in sorted(values - registers.values.keys()):
+            free = self._free(registers)
+            if not free:
+                return
+            registers.values[value] = free[0]
+            self._emit_load(value, free[0])
+
+    def _emit_load(self, value: Value, register: int) -> None:
         feature, is_upper_half = value
         offset = self.slots[feature] * WORD_BYTES
         if is_upper_half:
             self.code.emit(Op.LDX_U32, register, VECTOR, offset + 4)
         else:
             self.code.emit(Op.LDX_U64, register, VECTOR, offset)
-        return register
 
     def _load_constant(self, threshold: int, register: int, registers: _Registers) -> int:
         """SCRATCH, made to hold the threshold: reused or moved from what it held where that is shorter."""

@@ -20,7 +20,7 @@ from types import TracebackType
 import numpy as np
 
 from o2cc.trees.bytecode import CALL_FUNCTION, FUNCTION, MAP_FD, MAP_VALUE, Assembler, Op
-from o2cc.trees.compile import CompiledTree, Subprogram
+from o2cc.trees.compile import CompiledTree, Form, Subprogram
 from o2cc.trees.tree import Indices, Words
 
 SYSCALL_BPF = 321
@@ -313,10 +313,15 @@ class LoadedTree:
             outcomes[start : start + len(part)] = words[: len(part), -1].astype(np.int64)
         return outcomes
 
+    def nanoseconds_with_loop(self, seconds: float) -> float:
+        """Least time of one prediction of the present vectors over several runs, the loop around it included."""
+        return _time(self._program, seconds) / self.batch
+
     def nanoseconds(self, seconds: float = 0.3) -> float:
-        """Time of one prediction of the batch's present vectors, without the loop around it."""
-        with Program(driver(empty_tree(), self.batch, self.stride, *self._maps)) as empty:
-            return max(0.0, (_time(self._program, seconds) - _time(empty, seconds / 3)) / self.batch)
+        """Time of one prediction of the present vectors, without the loop around it."""
+        empty = CompiledTree(Form.BRANCHES, empty_tree(), tuple(range(self.width)), b"", ())
+        with LoadedTree(empty, self.batch) as loop:
+            return max(0.0, self.nanoseconds_with_loop(seconds) - loop.nanoseconds_with_loop(seconds / 3))
 
     def effort(self) -> Effort:
         """What the verifier and the JIT say of the program."""
