@@ -205,7 +205,9 @@ class DiagnosticError(Exception):
         self.diagnostics: tuple[Diagnostic, ...] = sorted_diagnostics(diagnostics)
         if not self.diagnostics:
             raise ValueError("a DiagnosticError needs a diagnostic")
-        super().__init__("; ".join(f"{d.code}: {d.message}" for d in self.diagnostics))
+        shown = "; ".join(f"{d.code}: {d.message}" for d in self.diagnostics[:3])
+        more = len(self.diagnostics) - 3
+        super().__init__(f"{shown}; and {more} more" if more > 0 else shown)
 
 
 @dataclass

@@ -124,7 +124,8 @@ def _marked_line(
     line_start = source.line_starts[number - 1]
     first = min(label.span.start - line_start for label in labels)
     left = 0
-    if cell_len(printable(line)) > MAX_LINE_CELLS:
+    # The second test is the exact one; it must not be made on a line of megabytes for every label.
+    if len(line) > MAX_LINE_CELLS or cell_len(printable(line)) > MAX_LINE_CELLS:
         left = max(0, first - _CONTEXT_BEFORE)
         line = line[left : left + MAX_LINE_CELLS]
     ellipsis = "..." if left else ""

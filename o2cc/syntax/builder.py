@@ -541,10 +541,7 @@ class AstBuilder(Transformer_NonRecursive[Token, Any]):
         return n.ExternEntry(self._span(meta), name, table, field, parameters, clauses.clauses)
 
     def cap_item(self, meta: Meta, children: _Children) -> n.CapItem:
-        return n.CapItem(self._span(meta), children[0], self._capability(children))
-
-    def cap_as(self, meta: Meta, children: _Children) -> _AsCapability:
-        return _AsCapability(children[0])
+        return n.CapItem(self._span(meta), children[0], _first(children, n.QualifiedName))
 
     def caps_def(self, meta: Meta, children: _Children) -> n.CapsDef:
         parameters = children[1]

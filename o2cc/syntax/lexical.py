@@ -15,6 +15,7 @@ from o2cc.syntax.nodes import Comment
 
 MAX_SOURCE_CHARACTERS = 1 << 20
 MAX_NESTING = 64
+MAX_PROBLEMS = 50
 
 _TOKEN = re.compile(
     r"""
@@ -81,6 +82,8 @@ def scan_text(source: SourceFile, problems: Collector) -> LexicalText:
     for match in _TOKEN.finditer(text):
         kind, start, end = match.lastgroup, match.start(), match.end()
         span = source.span(start, end)
+        if len(problems.diagnostics) >= MAX_PROBLEMS:
+            raise DiagnosticError(problems.diagnostics)
         replacement: str | None = None
         match kind:
             case "line_comment" | "block_comment":
