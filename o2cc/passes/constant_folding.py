@@ -7,11 +7,11 @@ between two reads, so a variable never stands for a value.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.interpreter import evaluate
-from o2cc.ir.machine import TableState
 from o2cc.ir.walk import MASK, Body, block_spans, instructions, map_operands, result
 from o2cc.passes.manager import BodyPass
 
@@ -55,7 +55,7 @@ class ConstantFolding(BodyPass):
     """Computes constants and simplifies expressions, to a fixed point."""
 
     def change(self, body: Body, module: ir.Module) -> tuple[ir.Block, ...]:
-        tables = {t.name: TableState(t) for t in module.tables if not t.writable}
+        tables = {t.name: t for t in module.tables if not t.writable}
         blocks = body.blocks
         while True:
             folder = _Folder(replace(body, blocks=blocks), tables)
@@ -71,7 +71,7 @@ class _Folder:
     Definitions stay until nothing changes any more, since a block may stand before those that it follows.
     """
 
-    def __init__(self, body: Body, tables: dict[str, TableState]) -> None:
+    def __init__(self, body: Body, tables: Mapping[str, ir.Table]) -> None:
         self._blocks = body.blocks
         self._tables = tables
         self._known: dict[str, ir.Operand] = {}
@@ -140,7 +140,7 @@ class _Folder:
             ):
                 return if_true
             case ir.Load(_, table, ir.Constant(index), column) if table in self._tables:
-                return ir.Constant(self._tables[table].load(index, column))
+                return ir.Constant(_cell(self._tables[table], index, column))
         return instruction
 
     def _binary(self, i: ir.Binary) -> ir.Instruction | ir.Constant | ir.Value:
@@ -193,6 +193,12 @@ class _Folder:
             if i.operator is _Op.AND:
                 return replace(i, left=before.left, right=ir.Constant(before.right.value & number))
         return i
+
+
+def _cell(table: ir.Table, index: int, column: str) -> int:
+    """A word of a constant table; 0 out of bounds and where no row is given."""
+    number = [name for name, _ in table.columns].index(column)
+    return table.rows[index][number] if index < len(table.rows) else 0
 
 
 def defined(instruction: ir.Instruction) -> str:

@@ -131,8 +131,9 @@ def run_pipeline(
     require_facts(passes, context)
     require_valid(module)
     for step in passes:
-        module = step.run(module, context)
-        found = verify(module)
+        before = module
+        module = step.run(before, context)
+        found = verify(module, before)
         if found:
             raise DiagnosticError(_broken(step, found))
         if observe is not None:
