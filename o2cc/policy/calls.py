@@ -138,6 +138,8 @@ class CallDecider:
             )
 
     def _report_dangerous(self, allowed: dict[str, Mention]) -> None:
+        if self.context.collector.has_errors:  # a name in `except` may be what is wrong
+            return
         for name, mention in sorted(allowed.items()):
             if name in self.dangerous:
                 self.context.collector.add(
@@ -153,7 +155,7 @@ class CallDecider:
                 )
 
     def _report_denied(self, names: list[str], span: Span) -> None:
-        if not names:
+        if not names or self.context.collector.has_errors:
             return
         shown = ", ".join(f"`{name}`" for name in names[:_NAMES_SHOWN])
         more = len(names) - _NAMES_SHOWN

@@ -47,6 +47,9 @@ from o2cc.syntax import nodes
 
 DEFAULT_ACTION = Action.DENY
 
+# Against the wrong target every further rule would seem wrong.
+_WRONG_TARGET = ("O2C0216", "O2C0238")
+
 
 def check(
     main: ParsedModule,
@@ -137,6 +140,8 @@ class _Checker:
         self.compartment = compartment
         self.span = compartment.name.span
         code = check_code(context, compartment)
+        if any(item.code in _WRONG_TARGET for item in context.collector.diagnostics):
+            context.collector.raise_if_errors()
         self.code = code.code
         self.target: TargetCode = code.target
         self.rules = self._scoped_rules()

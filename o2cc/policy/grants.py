@@ -217,12 +217,17 @@ class GrantBuilder:
     def _warn_of_power(self, item: NamedRange, covered: list[PowerfulMember]) -> None:
         if covered:
             first = covered[0]
+            itself = first.path == item.path
             self.context.collector.add(
                 warning(
                     "O2C0237",
-                    f"`{item.path}` holds the {first.why} `{first.path}`",
+                    f"`{item.path}` is a {first.why}"
+                    if itself
+                    else f"`{item.path}` holds the {first.why} `{first.path}`",
                     item.span,
-                    f"this grants {_listing([member.path for member in covered])}",
+                    "matched by this pattern"
+                    if itself
+                    else f"this grants {_listing([member.path for member in covered])}",
                     help="name what is needed of it, or take it out with `except`",
                 )
             )
