@@ -70,7 +70,9 @@ class Emulator:
             if flags & 4:
                 self.code[section.name] = section.data()
             elif section.name in (".rodata", ".data", ".bss"):
-                self.data[section.name] = bytearray(section.data() if section["sh_type"] == "SHT_PROGBITS" else section["sh_size"])
+                self.data[section.name] = bytearray(
+                    section.data() if section["sh_type"] == "SHT_PROGBITS" else section["sh_size"]
+                )
         self._sections = sorted(self.data)
 
         def place(symbol: Any) -> _Reference:
