@@ -13,20 +13,69 @@ from o2cc.diagnostics import SourceFile
 from o2cc.files import read_source
 from o2cc.ir import nodes as ir
 from o2cc.ir.explain import explain_place, parse_place
+from o2cc.kernel.description import Description, Site
 
 
 @click.command("explain")
 @diagnostic_command
 @click.argument("place", metavar="FUNCTION+OFFSET")
 @click.argument("file")
-def explain(reporter: Reporter, place: str, file: str) -> None:
+@click.option(
+    "-k", "--kernel", metavar="RELEASE|FILE", help="The kernel or description that a policy is compiled for."
+)
+def explain(reporter: Reporter, place: str, file: str, kernel: str | None) -> None:
     """Say how the instruction at FUNCTION+OFFSET is checked, or why it needs no check.
 
-    FILE is a module in the text form of the intermediate representation (`o2cc --emit ir`).
+    FILE is a policy (.o2c), or a module in the text form of the intermediate representation (.ir, from
+    `o2cc --emit ir`).
     """
     function, offset = parse_place(place)
-    module = parse_valid(reporter.read_source(file), {})
-    click.echo(explain_place(module, function, offset, readable_sources(module)), nl=False)
+    source = reporter.read_source(file)
+    if file.endswith(".ir"):
+        module = parse_valid(source, {})
+        click.echo(explain_place(module, function, offset, readable_sources(module)), nl=False)
+    else:
+        click.echo(explain_policy(source, kernel, function, offset), nl=False)
+
+
+def explain_policy(source: SourceFile, kernel: str | None, function: str, offset: int) -> str:
+    """The same for a policy, which is compiled for it.  Raises `DiagnosticError`."""
+    from o2cc.compiler import Options, Stopwatch  # late: a module in text form needs none of it
+    from o2cc.driver import compile_source
+    from o2cc.options import CompileOptions
+
+    compiled, _ = compile_source(source, CompileOptions(kernel=kernel), Options(), Stopwatch())
+    sources = {name: SourceFile(name, text) for name, text in compiled.sources.items()}
+    unchecked = {(place.function, place.offset): place.reason for place in compiled.unchecked}
+    told = explain_place(compiled.module, function, offset, sources, unchecked)
+    return told + _instruction(compiled.description, function, offset)
+
+
+def _instruction(target: Description, function: str, offset: int) -> str:
+    """What the description says of the instruction itself."""
+    found = target.function_by_name.get(function)
+    place = found.site_by_offset.get(offset) if found is not None else None
+    if place is None:
+        return ""
+    written = (
+        f" of {place.size} bytes{' each time' if place.rep else ''}" if place.writes and place.size else ""
+    )
+    called = f" {place.target}" if place.target else ""
+    return f"  instruction: {place.mnemonic}{called} {_operand(place)}".rstrip() + f"{written}\n"
+
+
+def _operand(place: Site) -> str:
+    operand = place.operand
+    if operand is None or not operand.is_memory:
+        return operand.base or "" if operand is not None else ""
+    parts = [operand.base] if operand.base else []
+    if operand.index:
+        parts.append(f"{operand.index}*{operand.scale}")
+    if operand.static is not None:
+        parts.append(f"{operand.static.symbol or operand.static.section}+{operand.static.offset:#x}")
+    if operand.displacement or not parts:
+        parts.append(f"{operand.displacement:#x}")
+    return (f"{operand.segment}:" if operand.segment else "") + f"[{' + '.join(parts)}]"
 
 
 def readable_sources(module: ir.Module) -> dict[str, SourceFile]:

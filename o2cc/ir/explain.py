@@ -41,15 +41,21 @@ def parse_place(text: str) -> tuple[str, int]:
 
 
 def explain_place(
-    module: ir.Module, function: str, offset: int, sources: Mapping[str, SourceFile] | None = None
+    module: ir.Module,
+    function: str,
+    offset: int,
+    sources: Mapping[str, SourceFile] | None = None,
+    unchecked: Mapping[tuple[str, int], str] | None = None,
 ) -> str:
     """What a module does at a place, as text that ends in a line end.
 
-    With `sources` the policy's line is named.  Raises `DiagnosticError` (O2C0541) if the module has neither a
-    check nor a proof there.
+    With `sources` the policy's line is named; `unchecked` gives the reasons of places that need a decision and get
+    none.  Raises `DiagnosticError` (O2C0541) if nothing is known of the place.
     """
     known = sources or {}
-    parts = [
+    missing = (unchecked or {}).get((function, offset))
+    parts = [f"{function}+{offset:#x}: not checked\n  {missing}\n"] if missing is not None else []
+    parts += [
         _checked(site, known) for site in module.sites if (site.function, site.offset) == (function, offset)
     ]
     parts += [
