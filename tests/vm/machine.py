@@ -50,7 +50,7 @@ SLOW_PLUGINS = ("benchmark", "hypothesispytest", "syrupy", "xdist")
 # random.trust_cpu: no wait for entropy. The lockup limits are wide: emulation is slow and shares its CPUs.
 # loglevel=5: warnings and worse go to the serial console, so that a panic's last words are kept.
 COMMAND_LINE = (
-    "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on no_timer_check tsc=reliable "
+    "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on no_timer_check tsc=unstable clocksource=acpi_pm "
     "watchdog_thresh=60 softlockup_panic=1 rcupdate.rcu_cpu_stall_timeout=60 "
     "net.ifnames=0 rdinit=/init " + VM_MARK
 )
