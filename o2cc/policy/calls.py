@@ -225,11 +225,10 @@ def _indirect(
                 ops.append(OpsTargets(item.type.name.text, modules, item.span))
             case _:
                 elements.append(item)
-    universe = Universe(names, target.callees, "function", strict=False)
+    universe = Universe(names, target.callees, "function", strict=False, open=True)
     resolved = resolve_elements(context, context.program.main, tuple(elements), node.excluded, universe)
     functions = set(resolved.included)
     for name, span in resolved.unknown.items():
-        functions.add(name)
         context.collector.add(
             warning(
                 "O2C0219",
@@ -240,7 +239,7 @@ def _indirect(
             )
         )
     excluded = resolve_elements(context, context.program.main, node.excluded, (), universe)
-    left_out = {*excluded.included, *excluded.unknown}
+    left_out = set(excluded.included)
     return IndirectTargets(
         own=own,
         functions=tuple(sorted(functions - left_out)),

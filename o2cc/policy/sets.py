@@ -42,7 +42,8 @@ class Universe:
     """The names that patterns are matched against.
 
     ``noun`` says what they are, for diagnostics.  ``strict``: a name outside is an error (O2C0213); otherwise it is
-    kept out and `unknown` gathers it.  ``quiet``: nothing is said of patterns that fit nothing either.
+    kept out and `unknown` gathers it.  ``quiet``: nothing is said of patterns that fit nothing either.  ``open``: there
+    are more names than these, so that a plain name is always kept.
     """
 
     names: Collection[str]
@@ -50,6 +51,7 @@ class Universe:
     noun: str
     strict: bool
     quiet: bool = False
+    open: bool = False
 
 
 @dataclass
@@ -134,9 +136,10 @@ def _add(
                     warning("O2C0217", f"no {universe.noun} matches `{element.text}`", element.span)
                 )
         case nodes.SymbolPattern():
-            if element.text in universe.names:
+            known = element.text in universe.names
+            if known or universe.open:
                 _mention(into, element.text, _where(element, through, Exactness.NAME))
-            elif through is None and context.has_target:
+            if not known and through is None and context.has_target:
                 unknown[element.text] = element.span
                 if universe.strict:
                     context.collector.add(
