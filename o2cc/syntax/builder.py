@@ -350,11 +350,15 @@ class AstBuilder(Transformer_NonRecursive[Token, Any]):
     def field_path(self, meta: Meta, children: _Children) -> n.FieldPath:
         return n.FieldPath(self._span(meta), tuple(self._name(token) for token in children))
 
+    symbol_path = field_path
+
     def whole(self, meta: Meta, children: _Children) -> n.Whole:
         return n.Whole(self._span(meta))
 
     def fields_except(self, meta: Meta, children: _Children) -> _Excluded:
         return _Excluded(tuple(children))
+
+    symbols_except = fields_except
 
     def field_set(self, meta: Meta, children: _Children) -> n.FieldSet:
         excluded = _first(children, _Excluded)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The canonical layout of a policy.
 
-Four spaces a level; at most 100 columns where a break is possible; one item a line in blocks, with the
-verbs of a compartment's rules in a column; lists on one line or filled; two spaces between the items of
-a block that fits on its line; single blank lines kept. Comments stay where they are. Formatting what was
-formatted changes nothing, and the AST stays the same.
+Four spaces a level; at most 120 columns where a break is possible; one item a line in blocks, with the
+verbs of a compartment's rules in a column; lists on one line or filled; a block on one line if it was and
+fits, with two spaces between its items; single blank lines kept. Comments stay where they are. Formatting
+what was formatted changes nothing, and the AST stays the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 from lark import Token
 
@@ -16,7 +19,7 @@ from o2cc.syntax import nodes as n
 from o2cc.syntax.layout import Entry, Group, Grouper, Marks, marks_of
 from o2cc.syntax.parser import parse_with_tokens
 
-WIDTH = 100
+WIDTH = 120
 INDENT = 4
 # Stands between a line and its comment until columns are known; no source can contain it.
 _COMMENT_MARK = "\0"
@@ -122,6 +125,7 @@ class _Printer:
         return lines
 
     def _body(self, entry: Entry, indent: int, aligned: bool) -> list[str]:
+        """Lines of an entry without the comments around it: the first way to lay it out that fits."""
         groups = [piece for piece in entry.pieces if isinstance(piece, Group)]
         opened: set[int] = set()
         first = _first_type(entry)
@@ -129,18 +133,34 @@ class _Printer:
             several = group.is_block and len(group.entries) > (1 if first == "IN" else 0)
             if self._flat_group(group) is None or (first in _STRUCTURE and several):
                 opened.add(id(group))
-        lines = self._lay_out(entry, indent, aligned, opened)
-        closed = [group for group in groups if id(group) not in opened and group.entries]
-        while closed and any(len(line) > WIDTH for line in lines):
-            if len(closed) > _MANY_GROUPS:
-                opened.update(map(id, closed))
-                closed = []
-            else:
-                opened.add(id(closed.pop()))
-            lines = self._lay_out(entry, indent, aligned, opened)
+        lines: list[str] = []
+        for also, split_clauses in self._ways(
+            entry, [id(g) for g in groups if id(g) not in opened and g.entries]
+        ):
+            lines = self._lay_out(entry, indent, aligned, opened | also, split_clauses)
+            if all(len(line) <= WIDTH for line in lines):
+                break
         return lines
 
-    def _lay_out(self, entry: Entry, indent: int, aligned: bool, opened: set[int]) -> list[str]:
+    def _ways(self, entry: Entry, closed: list[int]) -> Iterator[tuple[set[int], bool]]:
+        """Ways to lay an entry out, from compact to loose: groups to open, and whether clauses get lines."""
+        has_clauses = any(isinstance(p, Token) and _offset(p) in self.marks.clauses for p in entry.pieces)
+        yield set(), False
+        if has_clauses:
+            yield set(), True
+        if len(closed) <= _MANY_GROUPS:
+            for group in reversed(closed):
+                yield {group}, False
+                if has_clauses:
+                    yield {group}, True
+            for count in range(2, len(closed)):
+                yield set(closed[-count:]), True
+        if len(closed) > 1:
+            yield set(closed), True
+
+    def _lay_out(
+        self, entry: Entry, indent: int, aligned: bool, opened: set[int], split_clauses: bool
+    ) -> list[str]:
         """Lines of the pieces, breaking at soft places where a line would be too long."""
         lines: list[str] = []
         line = " " * indent
@@ -172,7 +192,11 @@ class _Printer:
             if isinstance(previous, n.Comment) and _needs_own_end(previous):
                 break_line()
                 space = ""
-            if self._is_soft(previous, piece) and not parens:
+            if isinstance(piece, Token) and _offset(piece) in self.marks.clauses:
+                if split_clauses and previous is not None:
+                    break_line()
+                    space = ""
+            elif self._is_soft(previous, piece) and not parens:
                 flush()
                 chunk_glue, space = space, ""
             if isinstance(piece, Token):
@@ -208,7 +232,7 @@ class _Printer:
                 if child.blank_before:
                     lines.append("")
                 lines += self.entry(child, inside, aligned=aligned)
-        elif any(child.leading or child.trailing or child.blank_before for child in group.entries):
+        elif any(child.trailing for child in group.entries):
             for child in group.entries:
                 if child.blank_before:
                     lines.append("")
@@ -221,14 +245,21 @@ class _Printer:
             lines += _all_comment_lines(group.dangling, inside)
 
     def _fill(self, group: Group, indent: int) -> list[str]:
+        """Elements side by side, in paragraphs that comments and blank lines begin."""
         lines: list[str] = []
         line = ""
         for child in group.entries:
-            text = self._flat_entry(child)
+            if line and (child.blank_before or child.leading):
+                lines.append(line)
+                line = ""
+            if child.blank_before:
+                lines.append("")
+            lines += _all_comment_lines(child.leading, indent)
+            text = self._flat_entry(replace(child, leading=[]))
             if text is None:
                 if line:
                     lines.append(line)
-                lines += self.entry(child, indent, suffix=",")
+                lines += self.entry(replace(child, leading=[]), indent, suffix=",")
                 line = ""
                 continue
             if line and len(line) + 1 + len(text) + 1 <= WIDTH:
@@ -243,7 +274,7 @@ class _Printer:
 
     def _flat_group(self, group: Group) -> str | None:
         """The group on one line, or None when something in it needs a line of its own."""
-        if group.dangling or any(map(_needs_own_end, group.after_open)):
+        if group.keep_open or group.dangling or any(map(_needs_own_end, group.after_open)):
             return None
         texts: list[str] = []
         for child in group.entries:
@@ -290,8 +321,6 @@ class _Printer:
         if previous is None or not isinstance(piece, Token):
             return isinstance(previous, Token) and previous.type == "COMMA"
         if piece.type in ("AND", "OR", "EXCEPT", "WHEN"):
-            return True
-        if _offset(piece) in self.marks.clauses:
             return True
         return isinstance(previous, Token) and previous.type == "COMMA"
 

@@ -36,7 +36,7 @@ class Group:
     after_open: list[n.Comment] = field(default_factory=list)
     dangling: list[n.Comment | None] = field(default_factory=list)
     blank_before_dangling: bool = False
-    start: int = 0
+    keep_open: bool = False  # the source has a line end after the brace, which blocks keep
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,9 @@ class Grouper:
     def _group(self, opened_at: int) -> Group:
         following = self._next_token(self.at)
         is_block = following is not None and (following.start_pos or 0) in self.marks.inner_items
-        group = Group(is_block, start=opened_at)
+        first = following.start_pos or 0 if following is not None else 0
+        of_items = is_block or first in self.marks.elements
+        group = Group(is_block, keep_open=of_items and self._line(first) > self._line(opened_at - 1))
         self._fill(group, self.marks.inner_items, opened_at)
         return group
 
