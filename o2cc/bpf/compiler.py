@@ -7,6 +7,7 @@ relocations by symbol name, and the line numbers from its BTF.ext.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import struct
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from o2cc.diagnostics import DiagnosticError, error
 CPU = "v3"  # 32-bit arithmetic and jumps, fetching atomics: all there since Linux 5.12
 _SPEED = 2
 _STACK = 16384  # bytes; LLVM ends the process above its limit, so this is out of the way of `limits.STACK`
-_LARGE = 1_000_000  # characters of text, from which on LLVM may find a jump too far, and end the process
+_LARGE = (
+    250_000  # characters of one function, from which on a jump may be too far; LLVM then ends its process
+)
 _REFUSED = 3  # exit status of a child whose text LLVM refused
 
 _SECTION = struct.Struct("<IIQQQQIIQQ")
@@ -62,15 +65,15 @@ def data_layout() -> str:
     return str(_target_machine().target_data)
 
 
-def compile_text(text: str) -> dict[str, MachineCode]:
+def compile_text(text: str, largest: int) -> dict[str, MachineCode]:
     """Compiles a module whose every function is in a section named like itself with a dot before (the
-    assembler wants them different).
+    assembler wants them different).  ``largest`` is the length of the longest function's text.
 
     Raises DiagnosticError: O2C0605 when LLVM refuses the text, which is a mistake in the compiler; O2C0610
     when a function is too large for BPF's jumps.
     """
     try:
-        data = _compile_apart(text) if len(text) > _LARGE else _compile(text)
+        data = _compile_apart(text) if largest > _LARGE else _compile(text)
     except RuntimeError as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else "no reason given"
         raise DiagnosticError(
@@ -104,6 +107,7 @@ def _compile_apart(text: str) -> bytes:
         status = 1
         try:
             os.close(reader)
+            faulthandler.disable()  # no report of an end that is expected
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             with os.fdopen(writer, "wb") as stream:
                 stream.write(_compile(text))

@@ -203,7 +203,7 @@ def _compile(
 ) -> tuple[dict[str, MachineCode], Spans]:
     """Runs LLVM over everything that the object needs."""
     text = _module_text(module, functions, by_check, tables)
-    return compile_text(text.text()), text.spans
+    return compile_text(text.text(), text.largest), text.spans
 
 
 def llvm_text(module: nodes.Module) -> str:

@@ -48,6 +48,11 @@ class ModuleText:
         """What the line numbers of the compiled code mean."""
         return self._context.spans
 
+    @property
+    def largest(self) -> int:
+        """Characters of the longest body."""
+        return max(map(len, self._bodies), default=0)
+
     def add_function(self, function: nodes.Function) -> None:
         """Adds shared code."""
         if len(function.parameters) > MAXIMUM_PARAMETERS:
