@@ -272,6 +272,7 @@ fail:
 /* Switches all sites on at once. */
 int o2c_compartment_commit(struct o2c_compartment *compartment)
 {
+	bool joined = false;
 	u32 i;
 	int ret;
 
@@ -282,10 +283,13 @@ int o2c_compartment_commit(struct o2c_compartment *compartment)
 	ret = make_counters(compartment);
 	if (ret)
 		return ret;
-	/* a site may have joined another's optimized probe: nobody is in that detour any more after this */
-	synchronize_rcu_tasks();
-	for (i = 0; i < compartment->site_count; i++)
+	for (i = 0; i < compartment->site_count; i++) {
 		compartment->sites[i]->missed_before = o2c_nmissed(compartment->sites[i]);
+		joined |= compartment->sites[i]->joined;
+	}
+	/* nobody is in the detour of another's optimized probe, where a skip site cannot deny, after this */
+	if (joined)
+		synchronize_rcu_tasks();
 	smp_store_release(&compartment->live, true);
 	return 0;
 }

@@ -82,6 +82,7 @@ struct o2c_probe {
 	u8 action;
 	u8 mode;
 	bool is_return;
+	bool joined;		/* there was a probe at the address already */
 	unsigned long detour;	/* the copy of the instruction in the optimized probe's buffer, or 0 */
 	unsigned long missed_before;
 	struct o2c_insn insn;

@@ -94,9 +94,9 @@ int o2c_pre_handler(struct kprobe *kp, struct pt_regs *regs)
 	 * An interrupt in here would run its own probed code without checks. A detour restores the flags itself when it
 	 * is through, so there interrupts are left off.
 	 */
+	raw_local_irq_save(flags);
 	detour = o2c_in_detour(regs);
 	from_int3 = !detour && in_nmi();
-	raw_local_irq_save(flags);
 	counters = counters_of(probe);
 	counters->hits++;
 	look_for_missed(probe, counters, from_int3);

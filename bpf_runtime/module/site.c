@@ -181,6 +181,7 @@ static int place(struct o2c_probe *probe, u32 *reason)
 	ret = register_kprobe(&probe->kp);
 	if (ret)
 		return ret;
+	probe->joined = !list_empty(&probe->kp.list) && !list_is_singular(&probe->kp.list);
 	*reason = O2C_REASON_FTRACE;
 	if (kprobe_ftrace(&probe->kp) && probe->mode != O2C_MODE_OBSERVE) {
 		unregister_kprobe(&probe->kp);

