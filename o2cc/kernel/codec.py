@@ -211,8 +211,8 @@ def _check_column(column: list[Any], hint: Any, cls: type[Any]) -> None:
         found.discard(types.NoneType)
         if not dataclasses.is_dataclass(inner) and get_origin(inner) is None and found - {inner}:
             raise _Corrupt(f"a value of {cls.__name__} has the wrong type")
-        if get_origin(inner) is typing.Literal and not {item for item in column if item is not None} <= set(
-            get_args(inner)
+        if get_origin(inner) is typing.Literal and (
+            found - {str} or not {item for item in column if item is not None} <= set(get_args(inner))
         ):
             raise _Corrupt(f"a value of {cls.__name__} is none of those allowed")
         return

@@ -147,16 +147,22 @@ def _find_names(
 
 
 def _plausible(image: bytes, position: int, tokens: list[bytes]) -> bool:
+    """Whether the next entries all begin with a type letter."""
     for _ in range(32):
-        length = image[position]
-        if (
-            length < 1
-            or not tokens[image[position + 1]][:1]
-            or tokens[image[position + 1]][0] not in _TYPE_LETTERS
-        ):
+        length, position = _entry(image, position)
+        first = tokens[image[position]]
+        if length < 1 or not first or first[0] not in _TYPE_LETTERS:
             return False
-        position += 1 + length
+        position += length
     return True
+
+
+def _entry(image: bytes, position: int) -> tuple[int, int]:
+    """Packed length of the name at ``position``, and where it begins: lengths over 127 take two bytes (since 6.1)."""
+    length = image[position]
+    if length < 128:
+        return length, position + 1
+    return (length & 127) | image[position + 1] << 7, position + 2
 
 
 def _walk(
@@ -168,12 +174,7 @@ def _walk(
     for _ in range(count):
         if position >= limit:
             return None
-        length = image[position]
-        position += 1
-        if length >= 128:
-            # Names over 127 packed bytes have a two-byte length (since 6.1).
-            length = (length & 127) | image[position] << 7
-            position += 1
+        length, position = _entry(image, position)
         lengths.append(length)
         starts.append(position)
         position += length

@@ -182,6 +182,11 @@ _STACK_REGISTERS = (Register.RSP, Register.RBP, Register.ESP, Register.EBP)
 _WIDE = range(Register.RAX, Register.R15 + 1)
 _WRITES = (OpAccess.WRITE, OpAccess.COND_WRITE, OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
 _BIT_STRING = frozenset({"bts", "btr", "btc"})
+# Writes at rax that the decoder does not tell of: a cache line; the state save area of a virtual machine.
+_HIDDEN_WRITES = {
+    "clzero": Memory(RAX, NO_REGISTER, 1, 0, None, None, 64),
+    "vmsave": Memory(RAX, NO_REGISTER, 1, 0, None, None, 4096),
+}
 _MASK64 = (1 << 64) - 1
 _FLOWS = {
     FlowControl.NEXT: Flow.NEXT,
@@ -297,6 +302,10 @@ def _instruction(
     if flow in (Flow.JUMP, Flow.CONDITIONAL, Flow.CALL):
         _direct_branch(places, item, raw, branch_link)
         return item
+    hidden = _HIDDEN_WRITES.get(mnemonic)
+    if hidden is not None:
+        item.write = hidden
+        return item
     if raw.op_count == 0 and not used.used_memory():
         return item
 
@@ -323,8 +332,6 @@ def _instruction(
                 memory = _memory(code, places, raw, part, displacement_link, stop=address + length)
         if mnemonic in _BIT_STRING and item.write is not None and raw.op1_kind == OpKind.REGISTER:
             item.bit_register = _FULL[raw.op1_register]
-    elif mnemonic == "clzero":
-        item.write = Memory(RAX, NO_REGISTER, 1, 0, None, None, 64)
 
     if flow in (Flow.INDIRECT_CALL, Flow.INDIRECT_JUMP):
         if raw.op0_kind == OpKind.REGISTER:

@@ -111,7 +111,10 @@ class ValueAnalysis:
         visits: dict[int, int] = {}
         sticky: dict[int, set[object]] = {}
         reached: set[int] = set()
-        pending = {unit.entry} | {block.start for block in unit.blocks.values() if block.external}
+        # A function whose first instruction cannot be decoded has no block at its entry.
+        pending = {
+            block.start for block in unit.blocks.values() if block.external or block.start == unit.entry
+        }
         roots = pending.copy()
         while True:
             while pending:
