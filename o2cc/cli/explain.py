@@ -57,9 +57,9 @@ def _instruction(target: Description, function: str, offset: int) -> str:
     place = found.site_by_offset.get(offset) if found is not None else None
     if place is None:
         return ""
-    written = (
-        f" of {place.size} bytes{' each time' if place.rep else ''}" if place.writes and place.size else ""
-    )
+    written = ""
+    if place.writes and place.size:
+        written = f", {place.size} bytes{' each time' if place.rep else ''}"
     called = f" {place.target}" if place.target else ""
     return f"  instruction: {place.mnemonic}{called} {_operand(place)}".rstrip() + f"{written}\n"
 

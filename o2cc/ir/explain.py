@@ -79,7 +79,9 @@ def _asked(span: Span | None, sources: Mapping[str, SourceFile]) -> str:
 
 
 def _checked(site: ir.Site, sources: Mapping[str, SourceFile]) -> str:
-    parameters = ", ".join(f"{name} = {print_number(value)}" for name, value in site.parameters)
+    parameters = ", ".join(
+        f"{name} = {print_number(value)}" for name, value in site.parameters if name != "site"
+    )
     probe = ""
     if site.covered_by is not None:
         probe = f"  decided by the check of site {site.covered_by}, which runs first and knows these bytes\n"

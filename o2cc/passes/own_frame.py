@@ -10,6 +10,9 @@ from o2cc.kernel.description import Description, Function, Site
 from o2cc.passes.manager import CONTROL_FLOW, DESCRIPTION, Pass, PassContext
 from o2cc.passes.sites import KEPT_FLOW, KEPT_STACK, Proof, discharge, is_plain
 
+# Bytes that a frame may have at most; the build warns of larger ones (CONFIG_FRAME_WARN=2048, Debian 6.1 and 6.12).
+_FRAME_LIMIT = 2048
+
 
 @dataclass(frozen=True)
 class DischargeOwnFrame(Pass):
@@ -25,7 +28,8 @@ class DischargeOwnFrame(Pass):
 
     Functions that align their stack (``and rsp, -16``) have no known height.  There a store through rsp with a
     displacement of at least 0 is above the stack pointer by itself, and rounding down only moves it further from
-    the saved registers.
+    the saved registers.  Through another register that holds the aligned address, it must be within the size
+    that a frame may have; such an address is at a fixed distance from the stack pointer at the function's entry.
     """
 
     requires = frozenset({DESCRIPTION, CONTROL_FLOW})
@@ -48,16 +52,17 @@ def _prove_aligned(target: Description, function: Function, place: Site) -> Proo
     operand, source = place.operand, place.value_source
     if operand is None or not is_plain(place) or operand.segment is not None or operand.static is not None:
         return None
-    if source is None or source.kind != "aligned_stack" or operand.base != "rsp" or operand.displacement < 0:
+    if source is None or source.kind != "aligned_stack":
         return None
     end = source.offset + place.value_offset + operand.displacement + place.size
+    start = end - place.size - source.number + 1
     highest = saved_floor(target, function)
-    if end > highest:
+    above_stack_pointer = operand.base == "rsp" and operand.displacement >= 0
+    if end > highest or not (above_stack_pointer or (operand.base != "rsp" and start >= -_FRAME_LIMIT)):
         return None
     return Proof(
-        f"writes {place.size} bytes at rsp + {operand.displacement}, at most up to {end} of the function's frame, "
-        f"whose saved registers begin at {highest} (the stack is aligned to {source.number} bytes; 0 is the slot of "
-        "the return address)",
+        f"writes {place.size} bytes within [{start}, {end}) of the function's frame, whose saved registers begin at "
+        f"{highest} (the stack is aligned to {source.number} bytes; 0 is the slot of the return address)",
         (KEPT_FLOW, KEPT_STACK),
     )
 

@@ -53,7 +53,12 @@ FRAME_CASES |= {
     "aligned, up to the saved registers": (aligned(56, value_offset=-64), True),
     "aligned, into the saved registers": (aligned(57, value_offset=-64), False),
     "aligned, below the stack pointer": (aligned(-8, value_offset=-64), False),
-    "aligned, not through the stack pointer": (aligned(0, value_offset=-64, base="rbp"), False),
+    "aligned, through another register": (aligned(0, value_offset=-64, base="rbp"), True),
+    "aligned, through another register, onto saved ones": (aligned(60, value_offset=-64, base="rbp"), False),
+    "aligned, through another register, beyond any frame": (
+        aligned(-2000, value_offset=-64, base="rbp"),
+        False,
+    ),
     "aligned, with an index": (aligned(0, value_offset=-64, index="rax"), False),
 }
 
