@@ -212,14 +212,14 @@ class Program:
     ) -> None:
         self.close()
 
-    def run(self, repeat: int = 1) -> int:
-        """Run it; returns the nanoseconds of one run, averaged by the kernel."""
+    def run(self) -> int:
+        """Run it once; returns the nanoseconds that it took."""
         data = ctypes.create_string_buffer(PACKET, len(PACKET))
         attributes = bytearray(128)
         struct.pack_into("<I", attributes, 0, self.descriptor)
         struct.pack_into("<I", attributes, 8, len(PACKET))
         struct.pack_into("<Q", attributes, 16, _address(data))
-        struct.pack_into("<I", attributes, 32, repeat)
+        struct.pack_into("<I", attributes, 32, 1)
         _bpf(PROG_TEST_RUN, attributes, "cannot run the program")
         returned, duration = (
             struct.unpack_from("<I", attributes, 4)[0],
@@ -329,8 +329,10 @@ class LoadedTree:
 
 
 def _time(program: Program, seconds: float) -> float:
-    """Least nanoseconds of one run over several measurements that take about `seconds` together."""
+    """Least nanoseconds of one run over runs that take about `seconds` together.
+
+    The least, since whatever else the machine does only makes a run longer.
+    """
     first = max(program.run(), 1)
-    rounds = 5
-    repeat = int(min(max(1, seconds * 1e9 / rounds / first), 10_000))
-    return float(min(program.run(repeat) for _ in range(rounds)))
+    runs = int(min(max(5, seconds * 1e9 / first), 5000))
+    return float(min(program.run() for _ in range(runs)))

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ten million vectors: integer tree against scikit-learn itself and against the independent reference.
+
+Trees from 10 to 25,000 nodes and up to 200 tests deep, fitted ones and made ones. Half of the vectors sit on
+thresholds. scikit-learn predicts for the fitted trees; made trees have only the reference.
+
+    python benchmarks/tree_exactness.py [--vectors 10000000] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.tree import DecisionTreeClassifier
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit" / "trees"))
+
+from made_trees import build
+
+from o2cc.trees.importer import Imported, import_estimator
+from o2cc.trees.vectors import make_vectors, random_vectors
+
+BATCH = 100_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tree and, where it was fitted, its model."""
+
+    imported: Imported
+    model: Any = None
+
+
+def fit(samples: int, features: int, classes: int, seed: int, depth: int | None = None) -> Case:
+    """A tree fitted to random words."""
+    random = np.random.default_rng(seed)
+    words = random_vectors(samples, features, random)
+    model = DecisionTreeClassifier(max_depth=depth, random_state=seed).fit(
+        words, random.integers(0, classes, samples)
+    )
+    return Case(import_estimator(model, "model"), model)
+
+
+def cases(seed: int) -> list[Case]:
+    """All trees."""
+    return [
+        fit(9, 3, 3, seed),
+        fit(60, 6, 4, seed),
+        fit(600, 12, 6, seed),
+        fit(6000, 24, 8, seed),
+        fit(15_000, 40, 12, seed),
+        fit(4000, 2, 9, seed, depth=60),
+        Case(build(5, 2, 3, seed)),
+        Case(build(200, 8, 5, seed, chain=True)),
+        Case(build(12_499, 60, 20, seed)),
+        Case(build(3000, 4, 7, seed, pool=[2.0**k * (1 + 2.0**-23) for k in range(65)])),
+    ]
+
+
+def main() -> None:
+    """Print one line a tree; exit status 1 on any mismatch."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--vectors", type=int, default=10_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    started, total, wrong = time.monotonic(), 0, 0
+    chosen = cases(arguments.seed)
+    each = -(-arguments.vectors // len(chosen))
+    for case in chosen:
+        tree = case.imported.tree
+        mismatches = tested = pairs = done = 0
+        while done < each:
+            batch = done // BATCH
+            vectors, tested, pairs = make_vectors(tree, min(BATCH, each - done), arguments.seed, batch)
+            got = tree.apply(vectors)
+            mismatches += int((got != case.imported.reference.apply(vectors)).sum())
+            if case.model is not None:
+                mismatches += int((got != case.model.apply(vectors)).sum())
+            done += len(vectors)
+        judge = "scikit-learn and reference" if case.model is not None else "reference"
+        print(
+            f"{len(tree.nodes):>6} nodes, depth {tree.depth:>3}: {done:,} vectors, {mismatches} mismatches with {judge}, "
+            f"{tested:,} of {pairs:,} words next to thresholds",
+            flush=True,
+        )
+        total, wrong = total + done, wrong + mismatches
+    print(f"{wrong} mismatches in {total:,} vectors, {time.monotonic() - started:.0f} s")
+    raise SystemExit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
