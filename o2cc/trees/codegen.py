@@ -105,7 +105,7 @@ class Writer:
     def __post_init__(self) -> None:
         self.code = Assembler()
         self.joins = [count > 1 for count in self.graph.parent_counts()]
-        self.needs, self.surely, self.first = self._needs()
+        self.needs, self.surely = self._needs()
         self.written: set[int] = set()
         self.pending: list[tuple[int, _Registers]] = []
         self.wanted: dict[int, None] = {}  # ends that some jump wants and that are not written yet, in order
@@ -117,24 +117,21 @@ class Writer:
     def _starts_region(self, number: int) -> bool:
         return self.joins[number] or self._is_end(number)
 
-    def _needs(self) -> tuple[list[Values], list[Values], list[Values]]:
-        """By node: the values that its region tests from there on: on some path, on every path, and first."""
+    def _needs(self) -> tuple[list[Values], list[Values]]:
+        """By node: the values that its region tests from there on, on some path and on every path."""
         some: list[Values] = []
         every: list[Values] = []
-        first: list[Values] = []
         for number, node in enumerate(self.graph.nodes):
-            own = NO_VALUES
-            if isinstance(node, Choice):
-                own = frozenset({comparison_of(node, self.intervals[number]).value})
-                sides = [NO_VALUES if self._starts_region(c) else some[c] for c in (node.low, node.high)]
-                some.append(own | sides[0] | sides[1])
-                sides = [NO_VALUES if self._starts_region(c) else every[c] for c in (node.low, node.high)]
-                every.append(own | sides[0] & sides[1])
-            else:
+            if isinstance(node, Outcome):
                 some.append(NO_VALUES)
                 every.append(NO_VALUES)
-            first.append(own)
-        return some, every, first
+                continue
+            own = frozenset({comparison_of(node, self.intervals[number]).value})
+            sides = [NO_VALUES if self._starts_region(c) else some[c] for c in (node.low, node.high)]
+            some.append(own | sides[0] | sides[1])
+            sides = [NO_VALUES if self._starts_region(c) else every[c] for c in (node.low, node.high)]
+            every.append(own | sides[0] & sides[1])
+        return some, every
 
     def write(self) -> Assembler:
         """The subprogram."""
@@ -205,7 +202,6 @@ class Writer:
         register = self._load(comparison, below, registers)
         if len(inner) == 2:
             self._load_early(self.surely[node.low] & self.surely[node.high], registers)
-            self._load_early(self.first[node.low] | self.first[node.high], registers)
         jumps_high = aside == node.high
         target = self._name(aside)
         threshold, form = comparison.threshold, comparison.form
@@ -245,10 +241,7 @@ class Writer:
         return register
 
     def _load_early(self, values: Values, registers: _Registers) -> None:
-        """Load before a test what its sides need: what both need once instead of twice, and all of it sooner.
-
-        A side's load would otherwise start only when a mispredicted jump is resolved.
-        """
+        """Load what both sides of a test need before it: once instead of twice, and sooner."""
         for value in sorted(values - registers.values.keys()):
             free = self._free(registers)
             if not free:
