@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from o2cc.diagnostics import Label, Span, error
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Checker, Scope, add, constant
+from o2cc.policy.expressions import Checker, Scope, add
 from o2cc.policy.model import Capability, CapabilityRange, Expr, ValueType
 from o2cc.policy.names import Defined, ParsedModule
 from o2cc.policy.places import resolve_place
@@ -135,11 +135,7 @@ def _ranges(context: Context, scope: Scope, node: nodes.CapsDef) -> tuple[Capabi
 
 def fits(context: Context, capability: Capability, type_: ValueType, span: Span) -> bool:
     """Whether a pointer of that type can stand for the capability's object; reports O2C0307 if not."""
-    if type_.struct is None or type_.struct == capability.struct:
-        return True
-    if _is_prefix(context, type_.struct, capability.struct) or _is_prefix(
-        context, capability.struct, type_.struct
-    ):
+    if type_.struct is None or related(context, type_.struct, capability.struct):
         return True
     context.collector.add(
         error(
@@ -151,6 +147,11 @@ def fits(context: Context, capability: Capability, type_: ValueType, span: Span)
         )
     )
     return False
+
+
+def related(context: Context, one: str, other: str) -> bool:
+    """Whether two structs are the same, or objects of one begin with the other."""
+    return one == other or _is_prefix(context, one, other) or _is_prefix(context, other, one)
 
 
 def _is_prefix(context: Context, inner: str, outer: str) -> bool:
@@ -167,8 +168,3 @@ def _is_prefix(context: Context, inner: str, outer: str) -> bool:
             return True
         current = first.type.name
     return False
-
-
-def whole_object(struct_size: int, span: Span) -> Expr:
-    """The length of an object of known size."""
-    return constant(struct_size, span)

@@ -6,7 +6,7 @@ speaks of are judged by their type, unless the function is `pure`; a function th
 types alone, with a warning that names it.
 
 Codes: O2C0300 function that stdlib does not know, O2C0302 wrong number of parameters, O2C0303 gate that is never called,
-O2C0210 unknown type of a parameter.
+O2C0309 wrong type of a parameter, O2C0210 unknown type of a parameter.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from o2cc.diagnostics import Label, Span, did_you_mean, error, warning
 from o2cc.kernel.description import Prototype
 from o2cc.policy import model
+from o2cc.policy.capabilities import related
 from o2cc.policy.clauses import CheckedClauses, ClauseChecker, implied_by_type
 from o2cc.policy.context import Context
 from o2cc.policy.expressions import Scope, base_type, base_type_names
@@ -85,14 +86,36 @@ def written_parameters(
         type_ = value_type(known[index].type) if index < len(known) else UNKNOWN
         if parameter.type is not None:
             stated = stated_type(context, parameter.type)
-            if stated is not None and (
-                type_.kind is TypeKind.UNKNOWN or type_.struct is None or stated.struct is not None
-            ):
-                type_ = stated
+            if stated is not None:
+                type_ = _agreed_type(context, parameter, type_, stated)
         result.append(Parameter(name.text, type_))
     for later in known[len(result) :]:
         result.append(Parameter(later.name, value_type(later.type)))
     return tuple(result)
+
+
+def _agreed_type(
+    context: Context, parameter: nodes.Parameter, known: ValueType, stated: ValueType
+) -> ValueType:
+    """The stated type where the prototype says nothing, or where it says a struct that the stated one begins with
+    (or the other way round).  Else the prototype is right, and a policy that says otherwise is wrong (O2C0309)."""
+    if known.kind is TypeKind.UNKNOWN:
+        return stated
+    if known.struct is None:
+        vague = known.kind is TypeKind.POINTER or stated.kind is not TypeKind.POINTER
+        return stated if vague and known.kind is not TypeKind.FUNCTION_POINTER else known
+    if stated.struct is not None and related(context, known.struct, stated.struct):
+        return stated
+    if context.module_of(parameter.span) is context.program.main:
+        context.collector.add(
+            error(
+                "O2C0309",
+                f"`{parameter.name.text}` is a `{known}`, not a `{stated}`",
+                parameter.span,
+                help="leave the type out; it is known from the kernel's type information",
+            )
+        )
+    return known
 
 
 def stated_type(context: Context, node: nodes.Type) -> ValueType | None:

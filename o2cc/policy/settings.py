@@ -176,13 +176,13 @@ def check_violations(
 ) -> tuple[ViolationRule, ...]:
     """`on violation` rules; reports two that say different things of the same."""
     checked: list[ViolationRule] = []
-    seen: dict[tuple[ViolationKind, bool, tuple[str, ...]], ViolationRule] = {}
+    seen: dict[tuple[ViolationKind, int, tuple[str, ...]], ViolationRule] = {}
     for node, scope in rules:
         kinds = tuple(dict.fromkeys(ViolationKind(kind.value) for kind in node.kinds)) or tuple(ViolationKind)
         rule = ViolationRule(kinds, Action(node.action.value), scope, node.span)
         checked.append(rule)
         for kind in kinds:
-            key = (kind, not node.kinds, scope.functions if scope is not None else ())
+            key = (kind, len(kinds), scope.functions if scope is not None else ())
             earlier = seen.setdefault(key, rule)
             if earlier is rule:
                 continue

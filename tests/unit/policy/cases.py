@@ -137,6 +137,7 @@ CASES: dict[str, str] = {
     "length_unknown": compartment("gate kernel_write(file, buffer, count) { writes buffer }"),
     "gate_arity": compartment("gate send(sk) {}"),
     "entry_arity": compartment("entry demo_rcv(skb, info) {}"),
+    "parameter_of_other_type": compartment("gate mystery(object: struct sk_buff, ...) {}"),
     "parameter_twice": compartment("gate send(skb, skb) {}"),
     "gate_never_called": compartment("gate kmalloc(size) {}", "gate demo_walk() {}"),
     "call_never_made": compartment("call { kfre, demo_walk }"),
