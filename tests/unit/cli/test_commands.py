@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`o2cc` and `o2c` as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from o2cc.cli.common import run
+from o2cc.cli.o2c import COMMANDS, o2c
+from o2cc.cli.o2cc import o2cc
+
+GOOD = 'compartment a {\n    code   modules "m"\n}\n'
+UGLY = 'compartment a{code modules "m"}'
+BAD = "compartment a { heap private 5 }\n"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- o2c
+
+
+def test_help_lists_commands_with_summaries(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(o2c, "o2c", ["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "fmt" in shown
+    assert "Format policies." in shown
+
+
+def test_help_imports_no_command() -> None:
+    """Start-up must stay fast: what a subcommand needs is imported only when it runs."""
+    code = (
+        "import sys, o2cc.cli.o2c as m, o2cc.cli.common as c; c.run(m.o2c, 'o2c', ['--help']);"
+        "print(sorted(set(sys.modules) & {'lark', 'llvmlite', 'sklearn', 'numpy', 'iced_x86', 'rich.markdown'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_takes_little_time() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "o2cc.cli.o2c", "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.6
+
+
+def test_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(o2c, "o2c", ["fmtt"]) == 2
+    assert "Did you mean `fmt`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_on_offer_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run(o2c, "o2c", ["--help"])
+    offered = f"\n  {name} " in capsys.readouterr().out
+    status = run(o2c, "o2c", [name, "--help"])
+    shown = capsys.readouterr()
+    if offered and status != 1:  # 1: a package of an extra is missing, which a diagnostic says
+        assert status == 0
+        assert "Usage:" in shown.out
+    elif offered:
+        assert "O2C0906" in shown.err
+    else:
+        assert status == 2
+
+
+# ---------------------------------------------------------------- o2c fmt
+
+
+def test_fmt_formats_in_place(here: Path) -> None:
+    path = here / "a.o2c"
+    path.write_text(UGLY)
+    assert run(o2c, "o2c", ["fmt", "a.o2c"]) == 0
+    assert path.read_text() == GOOD
+    assert run(o2c, "o2c", ["fmt", "--check", "a.o2c"]) == 0
+
+
+def test_fmt_check_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = here / "a.o2c"
+    path.write_text(UGLY)
+    assert run(o2c, "o2c", ["fmt", "--check", "."]) == 1
+    assert path.read_text() == UGLY
+    assert "a.o2c: not formatted" in capsys.readouterr().err
+
+
+def test_fmt_diff(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "a.o2c").write_text(UGLY)
+    assert run(o2c, "o2c", ["fmt", "--diff", "a.o2c"]) == 0
+    shown = capsys.readouterr().out
+    assert f"-{UGLY}\n\\ No newline at end of file\n" in shown
+    assert '+    code   modules "m"\n' in shown
+
+
+def test_fmt_leaves_broken_files_and_does_the_others(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "bad.o2c").write_text(BAD)
+    (here / "ugly.o2c").write_text(UGLY)
+    assert run(o2c, "o2c", ["fmt", "bad.o2c", "missing.o2c", "ugly.o2c"]) == 1
+    assert (here / "bad.o2c").read_text() == BAD
+    assert (here / "ugly.o2c").read_text() == GOOD
+    shown = capsys.readouterr().err
+    assert "O2C0110" in shown
+    assert "O2C0901" in shown
+
+
+def test_fmt_standard_input() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "o2cc.cli.o2c", "fmt", "-"],
+        input=UGLY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, GOOD)
+
+
+def test_fmt_without_files_is_wrong_usage() -> None:
+    assert run(o2c, "o2c", ["fmt"]) == 2
+
+
+# ---------------------------------------------------------------- o2cc
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(o2cc, "o2cc", ["--explain", "O2C0101"]) == 0
+    assert capsys.readouterr().out.startswith("# O2C0101: ")
+    assert run(o2cc, "o2cc", ["--explain", "O2C0100"]) == 1
+    assert "O2C0904" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a", "b"], ["a", "--layout", "x"], ["a", "-W", "x"], ["--no-such-option"]]
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    assert run(o2cc, "o2cc", arguments) == 2
+
+
+def _junk(here: Path) -> dict[str, Path]:
+    (here / "directory.o2c").mkdir()
+    files = {
+        "missing": here / "missing.o2c",
+        "directory": here / "directory.o2c",
+        "binary": here / "binary.o2c",
+        "not_utf8": here / "latin.o2c",
+        "large": here / "large.o2c",
+        "braces": here / "braces.o2c",
+        "syntax": here / "syntax.o2c",
+    }
+    files["binary"].write_bytes(bytes(range(256)) * 10)
+    files["not_utf8"].write_bytes(b"use std.linux // \xe9\n")
+    files["large"].write_text("// " + "x" * (10 << 20))
+    files["braces"].write_text("{" * 100_000)
+    files["syntax"].write_text(BAD)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("missing", "O2C0901"),
+        ("directory", "O2C0901"),
+        ("binary", "O2C0902"),
+        ("not_utf8", "O2C0902"),
+        ("large", "O2C0107"),
+        ("braces", "O2C0109"),
+        ("syntax", "O2C0110"),
+    ],
+)
+def test_bad_input_gives_a_diagnostic_and_no_output(
+    kind: str, code: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _junk(here)[kind]
+    before = set(os.listdir(here))
+    assert run(o2cc, "o2cc", [str(path), "-o", "out.bpf.o", "--stats", "stats.json"]) == 1
+    shown = capsys.readouterr()
+    assert f"error[{code}]" in shown.err
+    assert "Traceback" not in shown.err
+    assert len(shown.err) < 20_000
+    assert shown.out == ""
+    assert set(os.listdir(here)) == before
+
+
+def test_broken_pipe_is_quiet(here: Path) -> None:
+    (here / "a.o2c").write_text(UGLY * 3000)
+    command = f"{sys.executable} -m o2cc.cli.o2c fmt --diff a.o2c | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("---")
+    assert result.stderr == ""
+
+
+def test_interrupt(here: Path) -> None:
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    code = (
+        "import sys, click; from o2cc.cli.common import run\n"
+        "@click.command()\n"
+        f"def c(): {program}\n"
+        "sys.exit(run(c, 'o2c', []))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 130
+    assert "Traceback" not in result.stderr
