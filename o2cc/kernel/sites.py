@@ -236,10 +236,22 @@ def _function(
 
 def _blocks(unit: Unit, part: Part, layout: Layout) -> tuple[Block, ...]:
     found = []
+    # A fixup in another part is entered in a way that only this part's blocks could tell.
+    foreign_fixups = {
+        fixup
+        for block in unit.blocks.values()
+        for _, fixup in block.faults
+        if not part.start <= block.start < part.end
+    }
     for start in sorted(unit.blocks):
         if not part.start <= start < part.end:
             continue
         block = unit.blocks[start]
+        faults = [
+            (block.instructions[index].address - part.start, fixup - part.start)
+            for index, fixup in block.faults
+            if part.start <= fixup < part.end
+        ]
         inside = [address for address in block.successors if part.start <= address < part.end]
         inside += [
             fixup for _, fixup in block.faults if part.start <= fixup < part.end and fixup not in inside
@@ -256,6 +268,8 @@ def _blocks(unit: Unit, part: Part, layout: Layout) -> tuple[Block, ...]:
                 tuple(sorted(address - part.start for address in inside)),
                 tuple(jumps),
                 block.indirect,
+                block.external or start in foreign_fixups,
+                tuple(faults),
             )
         )
     return tuple(found)
