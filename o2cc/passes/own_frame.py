@@ -26,10 +26,10 @@ class DischargeOwnFrame(Pass):
     the analysis.  Bytes below the stack pointer belong to nobody: the kernel has no red zone
     (-mno-red-zone, arch/x86/Makefile).
 
-    Functions that align their stack (``and rsp, -16``) have no known height.  There a store through rsp with a
-    displacement of at least 0 is above the stack pointer by itself, and rounding down only moves it further from
-    the saved registers.  Through another register that holds the aligned address, it must be within the size
-    that a frame may have; such an address is at a fixed distance from the stack pointer at the function's entry.
+    Functions that align their stack (``and rsp, -16``) have no known height.  There the description bounds the bytes
+    written.  A store through rsp with a displacement of at least 0 is above the stack pointer by itself; through
+    another register it must be within the size that a frame may have.  Such an address is at a fixed distance from
+    the stack pointer at the function's entry.
     """
 
     requires = frozenset({DESCRIPTION, CONTROL_FLOW})
@@ -45,42 +45,37 @@ class DischargeOwnFrame(Pass):
 
 
 def _prove(target: Description, function: Function, place: Site) -> Proof | None:
-    return _prove_known(target, function, place) or _prove_aligned(target, function, place)
-
-
-def _prove_aligned(target: Description, function: Function, place: Site) -> Proof | None:
-    operand, source = place.operand, place.value_source
-    if operand is None or not is_plain(place) or operand.segment is not None or operand.static is not None:
+    written = _written(place)
+    if written is None:
         return None
-    if source is None or source.kind != "aligned_stack":
-        return None
-    end = source.offset + place.value_offset + operand.displacement + place.size
-    start = end - place.size - source.number + 1
-    highest = saved_floor(target, function)
-    above_stack_pointer = operand.base == "rsp" and operand.displacement >= 0
-    if end > highest or not (above_stack_pointer or (operand.base != "rsp" and start >= -_FRAME_LIMIT)):
-        return None
-    return Proof(
-        f"writes {place.size} bytes within [{start}, {end}) of the function's frame, whose saved registers begin at "
-        f"{highest} (the stack is aligned to {source.number} bytes; 0 is the slot of the return address)",
-        (KEPT_FLOW, KEPT_STACK),
-    )
-
-
-def _prove_known(target: Description, function: Function, place: Site) -> Proof | None:
-    start, height = place.frame_offset, place.stack_height
-    if start is None or height is None or height < 0 or not is_plain(place):
-        return None
-    end = start + place.size
-    lowest = -height - (8 if place.kind == "push" else 0)
+    start, end = written
+    lowest = _lowest(place)
     highest = saved_floor(target, function)
     if not lowest <= start or not end <= highest:
         return None
     return Proof(
-        f"writes [{start}, {end}) of the function's frame, which is [{lowest}, {highest}) here "
+        f"writes within [{start}, {end}) of the function's frame, which is [{lowest}, {highest}) here "
         "(0 is the slot of the return address)",
         (KEPT_FLOW, KEPT_STACK),
     )
+
+
+def _written(place: Site) -> tuple[int, int] | None:
+    """Frame addresses that a store certainly stays in; None if the description does not bound them."""
+    if place.frame_range is not None:
+        return place.frame_range
+    if place.frame_offset is None or place.stack_height is None or not is_plain(place):
+        return None
+    return place.frame_offset, place.frame_offset + place.size
+
+
+def _lowest(place: Site) -> int:
+    """The frame address below which a store may not reach: the stack pointer, as far as it is known."""
+    if place.stack_height is not None:
+        return -place.stack_height - (8 if place.kind == "push" else 0)
+    operand = place.operand
+    below = operand is not None and operand.base == "rsp" and operand.displacement < 0
+    return 0 if below else -_FRAME_LIMIT
 
 
 def saved_floor(target: Description, function: Function) -> int:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores to the own frame and to own static data: what is discharged, and what must not be."""
 
+from dataclasses import replace
+
 import pytest
 
 from o2cc.diagnostics import DiagnosticError
-from o2cc.kernel.description import Block, Section, Site, StaticAddress, Symbol, ValueSource
+from o2cc.kernel.description import Block, Section, Site, StaticAddress, Symbol
 from o2cc.passes.manager import PassContext, run_pipeline
 from o2cc.passes.own_frame import DischargeOwnFrame
 from o2cc.passes.static_data import DischargeStaticData
@@ -15,17 +17,10 @@ SAVED = (("rbx", -8), ("rbp", -16))
 WHOLE = [Block(0, 0x100, ())]
 
 
-def aligned(displacement: int, *, value_offset: int, base: str = "rsp", index: str | None = None) -> Site:
-    return store(
-        1,
-        base=base,
-        index=index,
-        displacement=displacement,
-        value=3,
-        value_offset=value_offset,
-        stack_height=None,
-        source=ValueSource("aligned_stack", number=16, offset=-16),
-    )
+def aligned(start: int, end: int, *, displacement: int = 0, base: str = "rsp") -> Site:
+    """A store in a function that aligns its stack: the height is not known, the range is."""
+    place = store(1, base=base, displacement=displacement, stack_height=None)
+    return replace(place, frame_range=(start, end))
 
 
 FRAME_CASES = {
@@ -49,17 +44,18 @@ FRAME_CASES = {
 
 
 FRAME_CASES |= {
-    "aligned, at the stack pointer": (aligned(0, value_offset=-64), True),
-    "aligned, up to the saved registers": (aligned(56, value_offset=-64), True),
-    "aligned, into the saved registers": (aligned(57, value_offset=-64), False),
-    "aligned, below the stack pointer": (aligned(-8, value_offset=-64), False),
-    "aligned, through another register": (aligned(0, value_offset=-64, base="rbp"), True),
-    "aligned, through another register, onto saved ones": (aligned(60, value_offset=-64, base="rbp"), False),
-    "aligned, through another register, beyond any frame": (
-        aligned(-2000, value_offset=-64, base="rbp"),
-        False,
+    "aligned, at the stack pointer": (aligned(-80, -57), True),
+    "aligned, up to the saved registers": (aligned(-39, -16), True),
+    "aligned, into the saved registers": (aligned(-38, -15), False),
+    "aligned, below the stack pointer": (aligned(-80, -57, displacement=-8), False),
+    "aligned, through another register": (aligned(-80, -57, displacement=-8, base="rbp"), True),
+    "aligned, through another register, onto saved ones": (aligned(-38, -15, base="rbp"), False),
+    "aligned, through another register, beyond any frame": (aligned(-2049, -57, base="rbp"), False),
+    "repeated, of a known length": (
+        replace(store(1, rep=True, stack_height=64), frame_range=(-64, -16)),
+        True,
     ),
-    "aligned, with an index": (aligned(0, value_offset=-64, index="rax"), False),
+    "repeated, too long": (replace(store(1, rep=True, stack_height=64), frame_range=(-64, -8)), False),
 }
 
 
@@ -85,7 +81,7 @@ def test_the_proof_says_what_it_leans_on() -> None:
     (proof,) = result.discharged
     assert proof.reason == "own-frame"
     assert proof.proof == (
-        "writes [-48, -40) of the function's frame, which is [-48, -16) here (0 is the slot of the return address)"
+        "writes within [-48, -40) of the function's frame, which is [-48, -16) here (0 is the slot of the return address)"
     )
     assert any("indirect" in premise for premise in proof.premises)
 
