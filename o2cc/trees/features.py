@@ -42,6 +42,15 @@ ASCII_CARRY = 0x6060_6060
 ASCII_PRINTABLE = 0x8080_8080
 
 
+MODULES_START = 0xFFFF_FFFF_C000_0000
+MODULES_END = 0xFFFF_FFFF_FF00_0000
+"""Where modules are, with a kernel image of up to 1 GiB as every kernel with KASLR has it
+(arch/x86/include/asm/pgtable_64_types.h, 6.1)."""
+
+PAGE_BYTES = 4096
+STRUCT_PAGE_BYTES = 64
+
+
 class WordClass(IntEnum):
     """Class of a word; the number is the feature's value.
 
@@ -82,6 +91,29 @@ class Layout:
     def __post_init__(self) -> None:
         if not all(0 <= bound <= WORD_MAX for bound in astuple(self)):
             raise ValueError("a bound of the layout is not a 64-bit address")
+
+    @classmethod
+    def of_kernel(
+        cls, *, stext: int, etext: int, end: int, page_offset: int, vmalloc: int, vmemmap: int, max_pfn: int
+    ) -> Layout:
+        """From the addresses of `_stext`, `_etext`, `_end` and the values of `page_offset_base`, `vmalloc_base`,
+        `vmemmap_base` and `max_pfn`.
+
+        vmalloc is taken to reach to the next area, whose start is known; between them lies a hole.
+        """
+        return cls(
+            kernel_text=stext,
+            kernel_text_end=etext,
+            kernel_end=end,
+            modules=MODULES_START,
+            modules_end=MODULES_END,
+            direct_map=page_offset,
+            direct_map_end=page_offset + max_pfn * PAGE_BYTES,
+            vmalloc=vmalloc,
+            vmalloc_end=vmemmap,
+            vmemmap=vmemmap,
+            vmemmap_end=vmemmap + max_pfn * STRUCT_PAGE_BYTES,
+        )
 
 
 LAYOUT_FIELDS = tuple(field.name for field in fields(Layout))

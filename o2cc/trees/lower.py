@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tree -> IR: functions that a compartment's checks call to classify an object in kernel memory.
+
+    TREE(address, size, cache_flags)    the outcome of the tree for an object
+    word_class(address, size, index)    class of a word, by the list of `o2cc.trees.features`
+    resolve_areas(unused)               fills the table `areas` once
+
+All are plain IR: the verifier, the interpreter and the back end treat them as any other function.  A feature
+is read where a path first needs it, and again only where paths join that have not all read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.builder import Builder
+from o2cc.trees.compile import optimize
+from o2cc.trees.features import (
+    ASCII_CARRY,
+    ASCII_HIGH_BITS,
+    ASCII_LOW_BYTES,
+    ASCII_PRINTABLE,
+    ERROR_START,
+    LAYOUT_FIELDS,
+    MODULES_END,
+    MODULES_START,
+    PAGE_BYTES,
+    SMALL_END,
+    STRUCT_PAGE_BYTES,
+    WordClass,
+)
+from o2cc.trees.graph import Choice, DecisionGraph, Outcome, class_outcome
+from o2cc.trees.tree import MISSING_WORD, Feature, FeatureKind, IntegerTree, Leaf
+
+AREAS = "areas"
+B = ir.BinaryOperator
+
+
+@dataclass(frozen=True)
+class LoweredTree:
+    """What to add to a module; `steps` say what the passes did."""
+
+    functions: tuple[ir.Function, ...]
+    tables: tuple[ir.Table, ...]
+    steps: tuple[str, ...]
+
+
+def lower_tree(
+    tree: IntegerTree, *, name: str = "tree", outcome: Callable[[Leaf], int] = class_outcome
+) -> LoweredTree:
+    """The functions of a tree.  `outcome` says what each leaf returns, a number below 2**31."""
+    graph, steps = optimize(tree, outcome)
+    body = _tree_function(graph, tree.features, name)
+    needs_classes = any(
+        isinstance(node, Choice) and tree.features[node.feature].kind is FeatureKind.WORD_CLASS
+        for node in graph.nodes
+    )
+    if not needs_classes:
+        return LoweredTree((body,), (), tuple(steps))
+    table = ir.Table(AREAS, tuple((field, 8) for field in LAYOUT_FIELDS), (), 1, writable=True)
+    return LoweredTree((body, word_class(), resolve_areas()), (table,), tuple(steps))
+
+
+def unknown_or_class(threshold: float, *, held_out: bool = False) -> Callable[[Leaf], int]:
+    """An outcome for policies: 1 + the class where the leaf is sure enough, else 0.
+
+    `threshold` is held against the leaf's confidence, or with `held_out` against the lower bound of its
+    precision on samples not trained on (a leaf without one is never sure).
+    """
+
+    def outcome(leaf: Leaf) -> int:
+        sure = leaf.bound if held_out else leaf.confidence
+        return leaf.label + 1 if sure is not None and sure >= threshold else 0
+
+    return outcome
+
+
+def _tree_function(graph: DecisionGraph, features: tuple[Feature, ...], name: str) -> ir.Function:
+    code = Builder()
+    known: list[dict[int, ir.Operand] | None] = [None] * len(graph.nodes)
+    known[graph.root] = {}
+    started = False
+    for number in range(graph.root, -1, -1):
+        node, here = graph.nodes[number], known[number]
+        known[number] = None
+        assert here is not None  # every node has a parent of a larger number, or is the root
+        if started:
+            code.start(f"node{number}")
+        started = True
+        if isinstance(node, Outcome):
+            code.give_back(node.value)
+            continue
+        if node.feature not in here:
+            here = {**here, node.feature: _feature(code, features[node.feature])}
+        passes = code.binary(B.ULE, here[node.feature], node.threshold)
+        code.branch(passes, f"node{node.low}", f"node{node.high}")
+        for child in (node.low, node.high):
+            before = known[child]
+            # A value that all paths to a join have under one name was made before they parted.
+            known[child] = here if before is None else dict(before.items() & here.items())
+    return ir.Function(name, ("address", "size", "cache_flags"), code.finish())
+
+
+def _feature(code: Builder, feature: Feature) -> ir.Operand:
+    """Read one feature of the object."""
+    address, size = ir.Value("address"), ir.Value("size")
+    if feature.kind is FeatureKind.SIZE:
+        return size
+    if feature.kind is FeatureKind.CACHE_FLAGS:
+        return ir.Value("cache_flags")
+    if feature.kind is FeatureKind.WORD_CLASS:
+        return code.call("word_class", address, size, feature.index)
+    word = code.read(8, code.add(address, 8 * feature.index))
+    present = code.binary(B.UGE, size, 8 * feature.index + 8)
+    return code.select(present, word, MISSING_WORD)
+
+
+def word_class() -> ir.Function:
+    """``word_class(address, size, index)``: the class of a word of an object, as a number of `WordClass`."""
+    code = Builder()
+    address, size, index = ir.Value("address"), ir.Value("size"), ir.Value("index")
+
+    def decide(condition: ir.Operand, kind: WordClass) -> None:
+        found, following = code.label(kind.name.lower()), code.label("next")
+        code.branch(condition, found, following)
+        code.start(found)
+        code.give_back(int(kind))
+        code.start(following)
+
+    def within(word: ir.Operand, low: ir.Operand, high: ir.Operand) -> ir.Operand:
+        above, below = code.binary(B.UGE, word, low), code.binary(B.ULT, word, high)
+        return code.binary(B.AND, above, below)
+
+    offset = code.binary(B.SHL, index, 3)
+    end = code.add(offset, 8)
+    decide(code.binary(B.UGT, end, size), WordClass.MISSING)
+    word = code.read(8, code.add(address, offset))
+    decide(code.binary(B.EQ, word, 0), WordClass.ZERO)
+    decide(code.binary(B.ULT, word, SMALL_END), WordClass.SMALL)
+    decide(code.binary(B.UGE, word, ERROR_START), WordClass.ERROR)
+    distance = code.binary(B.SUB, word, address)
+    from_start, inside = code.binary(B.UGE, word, address), code.binary(B.ULT, distance, size)
+    decide(code.binary(B.AND, from_start, inside), WordClass.SELF)
+    text = code.load(AREAS, 0, "kernel_text")
+    ready, resolve = code.label("ready"), code.label("resolve")
+    code.branch(text, ready, resolve)
+    code.start(resolve)
+    code.call("resolve_areas", 0)
+    code.jump(ready)
+    code.start(ready)
+    for low, high, kind in (
+        ("kernel_text", "kernel_text_end", WordClass.KERNEL_TEXT),
+        ("kernel_text_end", "kernel_end", WordClass.KERNEL_DATA),
+        ("modules", "modules_end", WordClass.MODULE),
+        ("direct_map", "direct_map_end", WordClass.DIRECT_MAP),
+        ("vmalloc", "vmalloc_end", WordClass.VMALLOC),
+        ("vmemmap", "vmemmap_end", WordClass.VMEMMAP),
+    ):
+        decide(within(word, code.load(AREAS, 0, low), code.load(AREAS, 0, high)), kind)
+    high_bits = code.binary(B.AND, word, ASCII_HIGH_BITS)
+    plain = code.binary(B.EQ, high_bits, 0)
+    carried = code.add(code.binary(B.AND, word, ASCII_LOW_BYTES), ASCII_CARRY)
+    printable = code.binary(B.EQ, code.binary(B.AND, carried, ASCII_PRINTABLE), ASCII_PRINTABLE)
+    decide(code.binary(B.AND, plain, printable), WordClass.ASCII)
+    code.give_back(int(WordClass.OTHER))
+    return ir.Function("word_class", ("address", "size", "index"), code.finish())
+
+
+def resolve_areas() -> ir.Function:
+    """``resolve_areas(unused)``: bounds of the areas in this boot, as `Layout.of_kernel` computes them.
+
+    Idempotent; `kernel_text` is written last, since it says that the rest is there.
+    """
+    code = Builder()
+    page_offset = code.read(8, code.symbol("page_offset_base"))
+    vmalloc = code.read(8, code.symbol("vmalloc_base"))
+    vmemmap = code.read(8, code.symbol("vmemmap_base"))
+    frames = code.read(8, code.symbol("max_pfn"))
+    direct_bytes = code.binary(B.MUL, frames, PAGE_BYTES)
+    map_bytes = code.binary(B.MUL, frames, STRUCT_PAGE_BYTES)
+    values: dict[str, ir.Operand | int] = {
+        "kernel_text_end": code.symbol("_etext"),
+        "kernel_end": code.symbol("_end"),
+        "modules": MODULES_START,
+        "modules_end": MODULES_END,
+        "direct_map": page_offset,
+        "direct_map_end": code.add(page_offset, direct_bytes),
+        "vmalloc": vmalloc,
+        "vmalloc_end": vmemmap,
+        "vmemmap": vmemmap,
+        "vmemmap_end": code.add(vmemmap, map_bytes),
+        "kernel_text": code.symbol("_stext"),
+    }
+    assert set(values) == set(LAYOUT_FIELDS)
+    for field, value in values.items():
+        code.store(AREAS, 0, field, value)
+    code.give_back(1)
+    return ir.Function("resolve_areas", ("unused",), code.finish())

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree as IR classifies objects in memory as the tree over extracted features does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_trees import build
+
+from o2cc.diagnostics import SourceFile
+from o2cc.ir import nodes as ir
+from o2cc.ir.interpreter import Interpreter
+from o2cc.ir.machine import Machine
+from o2cc.ir.parser import parse_module
+from o2cc.ir.printer import print_module
+from o2cc.ir.verifier import require_valid
+from o2cc.trees.features import LAYOUT_FIELDS, Layout, Objects, WordClass, extract
+from o2cc.trees.lower import lower_tree, unknown_or_class
+from o2cc.trees.tree import Feature, FeatureKind, IntegerTree, Leaf, Test
+
+ADDRESS = 0xFF11_0000_0000_1000
+KERNEL = {
+    "stext": 0xFFFF_FFFF_8100_0000,
+    "etext": 0xFFFF_FFFF_8200_0000,
+    "end": 0xFFFF_FFFF_8400_0000,
+    "page_offset": 0xFF11_0000_0000_0000,
+    "vmalloc": 0xFFA0_0000_0000_0000,
+    "vmemmap": 0xFFD4_0000_0000_0000,
+    "max_pfn": 1 << 20,
+}
+LAYOUT = Layout.of_kernel(**KERNEL)
+FEATURES = (
+    Feature(FeatureKind.SIZE),
+    Feature(FeatureKind.CACHE_FLAGS),
+    *(Feature(FeatureKind.WORD_CLASS, index) for index in range(5)),
+    *(Feature(FeatureKind.WORD, index) for index in range(5)),
+)
+BOUNDS = dataclasses.astuple(LAYOUT)
+WORDS = st.one_of(
+    st.integers(0, 2**64 - 1),
+    st.sampled_from([0, 1, 2**16 - 1, 2**16, 2**64 - 4095, 2**64 - 4096, ADDRESS, ADDRESS + 8, ADDRESS + 40]),
+    st.sampled_from(BOUNDS).flatmap(lambda bound: st.integers(bound - 1, bound + 1)),
+    st.binary(min_size=8, max_size=8).map(
+        lambda text: int.from_bytes(bytes(b & 0x7F | 0x20 for b in text), "little")
+    ),
+)
+
+
+def interpreter(tree: IntegerTree, **options: object) -> Interpreter:
+    lowered = lower_tree(tree, **options)  # type: ignore[arg-type]
+    module = ir.Module("m", (), tables=lowered.tables, functions=lowered.functions)
+    require_valid(module)
+    text = print_module(module)
+    assert parse_module(SourceFile("m.ir", text)) == module
+    machine = Machine(module)
+    places = {name: 0xFFFF_FFFF_8300_0000 + 8 * number for number, name in enumerate(KERNEL)}
+    symbols = {"_stext": KERNEL["stext"], "_etext": KERNEL["etext"], "_end": KERNEL["end"]}
+    for symbol, key in (
+        ("page_offset_base", "page_offset"),
+        ("vmalloc_base", "vmalloc"),
+        ("vmemmap_base", "vmemmap"),
+        ("max_pfn", "max_pfn"),
+    ):
+        symbols[symbol] = places[key]
+        machine.memory.write_word(places[key], KERNEL[key])
+    machine.symbols.update(symbols)
+    return Interpreter(machine)
+
+
+def put(run: Interpreter, words: list[int]) -> None:
+    for number, word in enumerate(words):
+        run.machine.memory.write_word(ADDRESS + 8 * number, word)
+
+
+def objects(words: list[int], size: int, flags: int) -> Objects:
+    return Objects(
+        np.array([words], dtype=np.uint64),
+        np.array([[8 * k + 8 <= size for k in range(len(words))]]),
+        np.array([ADDRESS], dtype=np.uint64),
+        np.array([size], dtype=np.uint64),
+        np.array([flags], dtype=np.uint64),
+        np.array([BOUNDS], dtype=np.uint64),
+    )
+
+
+@given(
+    st.integers(1, 25),
+    st.integers(0, 2**32),
+    st.lists(
+        st.tuples(st.lists(WORDS, min_size=5, max_size=5), st.integers(1, 48), st.integers(0, 2**33)),
+        max_size=12,
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_ir_classifies_as_the_tree(
+    tests: int, seed: int, samples: list[tuple[list[int], int, int]]
+) -> None:
+    pool = [
+        0.5,
+        1.5,
+        2.5,
+        4.5,
+        5.5,
+        7.5,
+        9.5,
+        11.5,
+        16.0,
+        30.0,
+        2.0**16,
+        2.0**40,
+        float(ADDRESS),
+        1.8446744e19,
+    ]
+    made = build(tests, len(FEATURES), 4, seed, pool=pool).tree
+    tree = IntegerTree(made.nodes, made.classes, FEATURES)
+    run = interpreter(tree)
+    for words, size, flags in samples:
+        put(run, words)
+        expected = int(tree.predict(extract(FEATURES, objects(words, size, flags)))[0])
+        assert run.run_function("tree", ADDRESS, size, flags).value == expected
+
+
+@given(WORDS, st.integers(0, 6), st.integers(0, 60))
+@settings(max_examples=300, deadline=None)
+def test_the_class_of_any_word(word: int, index: int, size: int) -> None:
+    nodes = (Test(0, 0, 1, 2, 0.5), Leaf(0), Leaf(1))
+    tree = IntegerTree(nodes, ("a", "b"), (Feature(FeatureKind.WORD_CLASS, index),))
+    run = interpreter(tree)
+    words = [word] * 7
+    put(run, words)
+    expected = extract((Feature(FeatureKind.WORD_CLASS, index),), objects(words, size, 0))[0, 0]
+    assert run.run_function("word_class", ADDRESS, size, index).value == expected
+
+
+def test_areas_are_resolved_as_the_layout_is() -> None:
+    tree = IntegerTree(
+        (Test(0, 3, 1, 2, 3.5), Leaf(0), Leaf(1)), ("a", "b"), (Feature(FeatureKind.WORD_CLASS, 0),)
+    )
+    run = interpreter(tree)
+    run.run_function("resolve_areas", 0)
+    assert [run.machine.tables["areas"].load(0, name) for name in LAYOUT_FIELDS] == list(BOUNDS)
+
+
+def test_a_raw_tree_needs_no_areas() -> None:
+    made = build(20, 3, 3, 1).tree
+    assert not lower_tree(made).tables
+
+
+def test_unsure_leaves_are_unknown() -> None:
+    nodes = (
+        Test(0, 7, 1, 2, 7.5),
+        Leaf(1, 0.999, 0.9),
+        Test(0, 9, 3, 4, 9.5),
+        Leaf(1, 0.5, None),
+        Leaf(0, 1.0, None),
+    )
+    tree = IntegerTree(nodes, ("a", "b"), (Feature(FeatureKind.WORD, 0),))
+    by_confidence = interpreter(tree, outcome=unknown_or_class(0.99))
+    by_bound = interpreter(tree, outcome=unknown_or_class(0.9, held_out=True))
+    for word, confident, bounded in ((3, 2, 2), (8, 0, 0), (20, 1, 0)):
+        for run, expected in ((by_confidence, confident), (by_bound, bounded)):
+            put(run, [word])
+            assert run.run_function("tree", ADDRESS, 8, 0).value == expected
+
+
+def test_every_class_has_a_number_of_its_own_block() -> None:
+    tree = IntegerTree(
+        (Test(0, 3, 1, 2, 3.5), Leaf(0), Leaf(1)), ("a", "b"), (Feature(FeatureKind.WORD_CLASS, 0),)
+    )
+    function = next(f for f in lower_tree(tree).functions if f.name == "word_class")
+    given_back = {
+        block.terminator.value.value for block in function.blocks if isinstance(block.terminator, ir.Return)
+    }  # type: ignore[union-attr]
+    assert given_back == set(map(int, WordClass))
