@@ -154,8 +154,8 @@ def _branches(
         return (Subprogram("tree", whole),)
     limit = LARGEST_SUBPROGRAM * 3 // 4
     while limit > 1000:
-        cuts = _cuts(graph, limit)
-        if len(cuts) + 1 > MOST_SUBPROGRAMS or _nesting(graph, cuts) > DEEPEST_NESTING:
+        cuts = cut_nodes(graph, limit)
+        if len(cuts) + 1 > MOST_SUBPROGRAMS or nesting(graph, cuts) > DEEPEST_NESTING:
             return None
         calls = {number: f"part{number}" for number in cuts}
         parts = [Subprogram("tree", Writer(graph, intervals, slots, calls, graph.root).write())]
@@ -168,7 +168,7 @@ def _branches(
     return None
 
 
-def _cuts(graph: DecisionGraph, limit: int) -> list[int]:
+def cut_nodes(graph: DecisionGraph, limit: int) -> list[int]:
     """Nodes, ascending, to make subprograms of, so that each has about `limit` slots.
 
     Sizes are counted over a spanning tree, in which the first parent of a walk from the root owns a node.
@@ -190,7 +190,7 @@ def _cuts(graph: DecisionGraph, limit: int) -> list[int]:
     return cuts
 
 
-def _nesting(graph: DecisionGraph, cuts: Sequence[int]) -> int:
+def nesting(graph: DecisionGraph, cuts: Sequence[int]) -> int:
     """Most subprograms on a path, the entry included."""
     is_cut = set(cuts)
     height = [0] * len(graph.nodes)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tree -> IR: functions that a compartment's checks call to classify an object in kernel memory.
 
-    TREE(address, size, cache_flags)    the outcome of the tree for an object
+    TREE(address, size, cache_flags)    the outcome of the tree for an object; a large tree has further parts
     word_class(address, size, index)    class of a word, by the list of `o2cc.trees.features`
     resolve_areas(unused)               fills the table `areas` once
 
@@ -11,12 +11,13 @@ is read where a path first needs it, and again only where paths join that have n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.trees.compile import optimize
+from o2cc.trees.compile import SLOTS_OF_TEST, cut_nodes, nesting, optimize
 from o2cc.trees.features import (
     ASCII_CARRY,
     ASCII_HIGH_BITS,
@@ -35,6 +36,15 @@ from o2cc.trees.graph import Choice, DecisionGraph, Outcome, class_outcome
 from o2cc.trees.tree import MISSING_WORD, Feature, FeatureKind, IntegerTree, Leaf
 
 AREAS = "areas"
+PARAMETERS = ("address", "size", "cache_flags")
+
+PART_SLOTS = 8000
+"""Size of one function as `cut_nodes` counts it: 1,000 to 2,000 tests.  A test takes up to 15 instructions
+where its feature is read, so that jumps of 32,767 instructions reach."""
+
+DEEPEST_PARTS = 3
+"""Functions of one tree that may call one another: the kernel allows 8 frames in all (MAX_CALL_FRAMES,
+include/linux/bpf_verifier.h, 6.1), of which the check that auditions and the classes of words need the others."""
 B = ir.BinaryOperator
 
 
@@ -52,15 +62,29 @@ def lower_tree(
 ) -> LoweredTree:
     """The functions of a tree.  `outcome` says what each leaf returns, a number below 2**31."""
     graph, steps = optimize(tree, outcome)
-    body = _tree_function(graph, tree.features, name)
+    cuts = cut_nodes(graph, PART_SLOTS) if len(graph.nodes) * SLOTS_OF_TEST > PART_SLOTS else []
+    if nesting(graph, cuts) > DEEPEST_PARTS:
+        raise DiagnosticError(
+            error(
+                "O2C0714",
+                f"the tree is too deep and too large for a policy: its parts would nest {nesting(graph, cuts)} deep, "
+                f"the limit is {DEEPEST_PARTS}",
+                help="train with a smaller --budget",
+            )
+        )
+    parts = {number: f"{name}_part{number}" for number in cuts}
+    if parts:
+        steps.append(f"{len(parts) + 1} functions, since jumps reach 32,767 instructions")
+    bodies = [_tree_function(graph, tree.features, name, graph.root, parts)]
+    bodies += [_tree_function(graph, tree.features, part, number, parts) for number, part in parts.items()]
     needs_classes = any(
         isinstance(node, Choice) and tree.features[node.feature].kind is FeatureKind.WORD_CLASS
         for node in graph.nodes
     )
     if not needs_classes:
-        return LoweredTree((body,), (), tuple(steps))
+        return LoweredTree(tuple(bodies), (), tuple(steps))
     table = ir.Table(AREAS, tuple((field, 8) for field in LAYOUT_FIELDS), (), 1, writable=True)
-    return LoweredTree((body, word_class(), resolve_areas()), (table,), tuple(steps))
+    return LoweredTree((*bodies, word_class(), resolve_areas()), (table,), tuple(steps))
 
 
 def unknown_or_class(threshold: float, *, held_out: bool = False) -> Callable[[Leaf], int]:
@@ -77,18 +101,21 @@ def unknown_or_class(threshold: float, *, held_out: bool = False) -> Callable[[L
     return outcome
 
 
-def _tree_function(graph: DecisionGraph, features: tuple[Feature, ...], name: str) -> ir.Function:
+def _tree_function(
+    graph: DecisionGraph, features: tuple[Feature, ...], name: str, root: int, parts: Mapping[int, str]
+) -> ir.Function:
+    """Everything that `root` leads to, up to the nodes that are functions of their own."""
     code = Builder()
-    known: list[dict[int, ir.Operand] | None] = [None] * len(graph.nodes)
-    known[graph.root] = {}
-    started = False
-    for number in range(graph.root, -1, -1):
-        node, here = graph.nodes[number], known[number]
-        known[number] = None
-        assert here is not None  # every node has a parent of a larger number, or is the root
-        if started:
+    known: dict[int, dict[int, ir.Operand]] = {root: {}}
+    for number in range(root, -1, -1):
+        node, here = graph.nodes[number], known.pop(number, None)
+        if here is None:
+            continue
+        if number != root:
             code.start(f"node{number}")
-        started = True
+        if number != root and number in parts:
+            code.give_back(code.call(parts[number], *map(ir.Value, PARAMETERS)))
+            continue
         if isinstance(node, Outcome):
             code.give_back(node.value)
             continue
@@ -97,10 +124,10 @@ def _tree_function(graph: DecisionGraph, features: tuple[Feature, ...], name: st
         passes = code.binary(B.ULE, here[node.feature], node.threshold)
         code.branch(passes, f"node{node.low}", f"node{node.high}")
         for child in (node.low, node.high):
-            before = known[child]
+            before = known.get(child)
             # A value that all paths to a join have under one name was made before they parted.
             known[child] = here if before is None else dict(before.items() & here.items())
-    return ir.Function(name, ("address", "size", "cache_flags"), code.finish())
+    return ir.Function(name, PARAMETERS, code.finish())
 
 
 def _feature(code: Builder, feature: Feature) -> ir.Operand:

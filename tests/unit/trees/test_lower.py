@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_trees import build
 
-from o2cc.diagnostics import SourceFile
+from o2cc.diagnostics import DiagnosticError, SourceFile
 from o2cc.ir import nodes as ir
 from o2cc.ir.interpreter import Interpreter
 from o2cc.ir.machine import Machine
@@ -147,6 +148,24 @@ def test_areas_are_resolved_as_the_layout_is() -> None:
 def test_a_raw_tree_needs_no_areas() -> None:
     made = build(20, 3, 3, 1).tree
     assert not lower_tree(made).tables
+
+
+def test_a_large_tree_becomes_several_functions() -> None:
+    made = build(6000, 5, 4, 3).tree
+    tree = IntegerTree(
+        made.nodes, made.classes, tuple(Feature(FeatureKind.WORD, index) for index in range(5))
+    )
+    run = interpreter(tree)
+    assert len(run.machine.module.functions) > 2
+    vectors = np.random.default_rng(1).integers(0, 2**64 - 1, (50, 5), dtype=np.uint64)
+    for words, expected in zip(vectors.tolist(), tree.predict(vectors).tolist(), strict=True):
+        put(run, words)
+        assert run.run_function("tree", ADDRESS, 40, 0).value == expected
+
+
+def test_a_chain_that_would_nest_too_deep_is_refused() -> None:
+    with pytest.raises(DiagnosticError, match="O2C0714"):
+        lower_tree(build(9000, 4000, 4, 3, chain=True).tree)
 
 
 def test_unsure_leaves_are_unknown() -> None:
