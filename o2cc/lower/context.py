@@ -75,7 +75,9 @@ class Lowering:
         height = place.stack_height if place is not None else 0
         frame = frame_at(function, height, self.description.function_by_name)
         owner = function.parent or function.name
-        self.rows.append((frame.height, frame.saved, self.scopes.mask(owner), ACTION_CODES[action]))
+        self.rows.append(
+            (self.scopes.mask(owner), frame.height, frame.saved, frame.bp_slot, ACTION_CODES[action])
+        )
         values = {"site": number, **(parameters or {})}
         self.sites.append(
             ir.Site(

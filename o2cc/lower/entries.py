@@ -115,7 +115,7 @@ def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...
     code.start(known)
     arguments = {i: code.entry_load(found, "pending", f"arg{i}") for i in range(6)}
     code.delete("pending", at_entry)
-    place = Place(lambda index: arguments[index], None, number, at_entry)
+    place = Place(lambda index: arguments[index], None, number, at_entry, ir.Constant(0))
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
     for effect in entry.effects:
         if isinstance(effect, model.Lends):

@@ -58,12 +58,13 @@ def sized(code: Builder, value: ir.Operand, size: int, signed: bool) -> ir.Opera
 
 @dataclass(frozen=True)
 class Place:
-    """What expressions can refer to: arguments and result of the call, and the site's number and stack pointer."""
+    """What expressions can refer to: arguments and result of the call, and the site's number, stack pointer and rbp."""
 
     argument: Callable[[int], ir.Operand]
     result: ir.Operand | None
     site: ir.Operand
     sp: ir.Operand
+    bp: ir.Operand
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Expressions:
 
     def at(self, argument: ir.Operand) -> Expressions:
         """The same with ``argument`` as the only argument: for the ranges of a capability."""
-        place = Place(lambda index: argument, None, self.place.site, self.place.sp)
+        place = Place(lambda index: argument, None, self.place.site, self.place.sp, self.place.bp)
         return Expressions(self.code, place, self.policy, self.description, self.types)
 
     def value(self, expression: model.Expr) -> ir.Operand:
@@ -154,20 +155,20 @@ class Expressions:
                 code.branch(self.value(condition), if_true, if_false)
 
     def _predicate(self, predicate: model.Predicate, if_true: str, if_false: str) -> None:
-        code, site, sp = self.code, self.place.site, self.place.sp
+        code, site, sp, bp = self.code, self.place.site, self.place.sp, self.place.bp
         operands = [self.value(operand) for operand in predicate.operands]
         pointer = operands[0]
         kinds = model.PredicateKind
         match predicate.kind:
             case kinds.OWNED:
-                answer = code.call("is_owned", pointer, site, sp)
+                answer = code.call("is_owned", pointer, site, sp, bp)
             case kinds.HELD:
                 self._held(predicate, pointer, if_true, if_false)
                 return
             case kinds.SHARED:
-                answer = code.call("is_shared", pointer, site, sp)
+                answer = code.call("is_shared", pointer, site, sp, bp)
             case kinds.WRITABLE:
-                answer = code.call("is_writable", pointer, operands[1], site, sp)
+                answer = code.call("is_writable", pointer, operands[1], site, sp, bp)
             case kinds.GRANTED:
                 answer = code.call("is_granted", pointer, self._mask(predicate.type_id), site, sp)
             case kinds.FREEABLE:
@@ -179,7 +180,7 @@ class Expressions:
     def _held(self, predicate: model.Predicate, pointer: ir.Operand, if_true: str, if_false: str) -> None:
         """The object, and everything that the capability's ranges cover now: a forged buffer is not held."""
         code = self.code
-        held = code.call("is_held", pointer, self.place.site, self.place.sp)
+        held = code.call("is_held", pointer, self.place.site, self.place.sp, self.place.bp)
         capability = self.policy.capability(predicate.capability) if predicate.capability else None
         for part in capability.ranges if capability else ():
             following = code.label("held")
@@ -188,7 +189,7 @@ class Expressions:
             inner = self.at(pointer)
             start = inner.value(part.start)
             length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
-            held = code.call("is_covered", start, length, self.place.site, self.place.sp)
+            held = code.call("is_covered", start, length, self.place.site, self.place.sp, self.place.bp)
         code.branch(held, if_true, if_false)
 
     def _mask(self, type_id: int | None) -> int:

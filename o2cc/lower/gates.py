@@ -184,7 +184,7 @@ def expressions_at_call(lowering: Lowering, code: Builder) -> Expressions:
     known: dict[int, ir.Operand] = {
         index: code.register(ARGUMENT_REGISTERS[index]) for index in range(len(ARGUMENT_REGISTERS))
     }
-    place = Place(lambda index: known.get(index, ir.Constant(0)), None, number, sp)
+    place = Place(lambda index: known.get(index, ir.Constant(0)), None, number, sp, code.register("rbp"))
     return Expressions(code, place, lowering.policy, lowering.description, lowering.types)
 
 
@@ -243,7 +243,9 @@ def _after_check(
         code.start(known)
         arguments = {i: code.entry_load(entry, "pending", f"arg{i}") for i in range(6)}
         code.delete("pending", sp)
-    place = Place(lambda index: arguments.get(index, ir.Constant(0)), result, number, sp)
+    place = Place(
+        lambda index: arguments.get(index, ir.Constant(0)), result, number, sp, code.register("rbp")
+    )
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
     for effect in after:
         code.span = effect.span

@@ -70,7 +70,7 @@ def in_behind(lowering: Lowering) -> ir.Function:
     code = Builder()
     address, size, scopes = (ir.Value(name) for name in ("address", "size", "scopes"))
     last = code.add(address, size)
-    place = Place(lambda index: ir.Constant(0), None, ir.Constant(0), ir.Constant(0))
+    place = Place(lambda index: ir.Constant(0), None, ir.Constant(0), ir.Constant(0), ir.Constant(0))
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
     for index, grant in enumerate(lowering.policy.grants):
         if not isinstance(grant, model.BehindGrant | model.PernetGrant) or not grant.allows:

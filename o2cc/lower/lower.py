@@ -35,7 +35,7 @@ LIBRARY = ("state", "address", "store", "report", "capability", "hooks")
 PHASE_TRANSITION = 1
 PHASE_FINAL = 2
 
-_SITE_COLUMNS = (("height", 2), ("saved", 2), ("scopes", 8), ("action", 1))
+_SITE_COLUMNS = (("scopes", 8), ("height", 2), ("saved", 1), ("bp_slot", 1), ("action", 1))
 
 
 @dataclass(frozen=True)

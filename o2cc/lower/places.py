@@ -15,6 +15,7 @@ from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Description, Function, Section, StaticAddress
 
 UNKNOWN_HEIGHT = 0xFFFF
+BY_FRAME_POINTER = 0xFFFE
 KIND_DATA = 1
 KIND_TEXT = 2
 HASH_MULTIPLIER = 2654435769  # as in library/store.ir; Knuth's multiplicative hash, 2**32 / golden ratio
@@ -45,18 +46,40 @@ def section_kind(section: Section) -> int:
 
 @dataclass(frozen=True)
 class Frame:
-    """What the stack walk needs at a place: bytes from rsp to the return address slot, bytes of saved registers
-    just below the slot."""
+    """What the stack walk needs at a place, see ``in_own_frames`` in library/store.ir."""
 
     height: int
     saved: int
+    bp_slot: int
+
+
+def keeps_frame_pointer(function: Function) -> bool:
+    """Whether rbp points just below the return address in the function's body.
+
+    These kernels have no frame pointers but in functions that align their stack: only there is the distance from
+    rsp to the return address unknown.
+    """
+    return any(
+        site.operand is not None
+        and site.operand.base == "rbp"
+        and site.operand.index is None
+        and site.frame_offset is not None
+        and site.frame_offset - site.operand.displacement == -8
+        for site in function.sites
+    )
 
 
 def frame_at(function: Function, height: int | None, functions: Mapping[str, Function]) -> Frame:
     """The frame at a site with this stack height; a ``.cold`` part has its parent's saved registers."""
     owner = functions.get(function.parent, function) if function.parent else function
-    known = height is not None and 0 <= height < UNKNOWN_HEIGHT
-    return Frame(height if known and height is not None else UNKNOWN_HEIGHT, owner.frame)
+    bp_offset = next((-offset for register, offset in owner.saved if register == "rbp"), 0)
+    if height is not None and 0 <= height < BY_FRAME_POINTER:
+        # Before the prologue has pushed a register, it still is where the caller left it.
+        pushed = min(owner.frame, height)
+        return Frame(height, pushed, bp_offset // 8 if bp_offset <= height else 0)
+    if height is None and keeps_frame_pointer(owner):
+        return Frame(BY_FRAME_POINTER, owner.frame, bp_offset // 8)
+    return Frame(UNKNOWN_HEIGHT, owner.frame, 0)
 
 
 def hash_table(
@@ -95,8 +118,8 @@ def return_table(description: Description) -> tuple[ir.Table, int]:
             if site.kind in ("call", "indirect_call"):
                 frame = frame_at(function, site.stack_height, description.function_by_name)
                 flat = starts[function.section] + function.offset + site.offset + site.length + 1
-                rows[flat] = (frame.height, frame.saved)
-    return hash_table("returns", rows, (("flat", 4), ("height", 2), ("saved", 2)))
+                rows[flat] = (frame.height, frame.saved, frame.bp_slot)
+    return hash_table("returns", rows, (("flat", 4), ("height", 2), ("saved", 1), ("bp_slot", 1)))
 
 
 def target_table(description: Description, names: Iterable[str]) -> tuple[ir.Table, int]:

@@ -18,8 +18,6 @@ from o2cc.policy.model import ViolationKind
 KERNEL_PER_CPU = frozenset({"__preempt_count", "pcpu_hot"})
 MAXIMUM_REPEAT = 1 << 32  # iterations; more cannot be meant and would overflow the length
 
-_REGISTER_OF_SEGMENT = {"gs"}
-
 
 def lower_stores(lowering: Lowering, function: Function) -> None:
     """Sites for every write of ``function``."""
@@ -127,6 +125,9 @@ def _store_check(description: Description, site: Site) -> tuple[ir.Block, ...]:
         limited = code.binary(ir.BinaryOperator.ULE, count, MAXIMUM_REPEAT)
         count = code.select(limited, count, MAXIMUM_REPEAT)
         size = code.binary(ir.BinaryOperator.MUL, size, count)
-    function = "check_per_cpu" if operand.segment in _REGISTER_OF_SEGMENT else "check_store"
-    code.give_back(code.call(function, address, size, number, code.register("rsp")))
+    if operand.segment == "gs":
+        code.give_back(code.call("check_per_cpu", address, size, number, code.register("rsp")))
+    else:
+        sp, bp = code.register("rsp"), code.register("rbp")
+        code.give_back(code.call("check_store", address, size, number, sp, bp))
     return code.finish()
