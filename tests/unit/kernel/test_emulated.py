@@ -43,22 +43,83 @@ simple = st.one_of(
     st.builds(lambda a, b: f"test al, 8\ncmove {a}, {b}", registers, registers),
     st.just("call helper"),
 )
+# What tells wrong claims apart: a slot, something that may change it, and a store through what is reloaded.
+telling = st.one_of(
+    st.builds(lambda a, b: f"mov [{a}], {b}", registers, registers),
+    st.builds(lambda a, b, k: f"mov {a}, [rsp + {{d}} + {k}]\nmov [{a}], {b}", registers, registers, slots),
+    st.builds(
+        lambda a, b, k: (
+            f"mov [rsp + {{d}} + {k}], {a}\nlea rdi, [rsp + {{d}} + {k}]\ncall helper\n"
+            f"mov {b}, [rsp + {{d}} + {k}]\nmov [{b}], {a}\nmov [rax], {b}"
+        ),
+        registers,
+        registers,
+        slots,
+    ),
+    st.builds(
+        lambda a, b, c, k: (
+            f"mov [rsp + {{d}} + {k}], {a}\nmov [{a}], {a}\nlea {b}, [rsp + {{d}} + {k}]\n"
+            f"test bl, 64\ncmovne {b}, {c}\nmov [{b}], {c}\nmov {a}, [rsp + {{d}} + {k}]\nmov [{a}], {b}"
+        ),
+        registers,
+        registers,
+        registers,
+        slots,
+    ),
+    st.builds(
+        lambda a, b, k: (
+            f"mov [rsp + {{d}} + {k}], {a}\nmov [{a}], {a}\nmov [rsp + {{d}} + {k}], {b}\n"
+            f"mov {a}, [rsp + {{d}} + {k}]\nmov [{a}], {b}"
+        ),
+        registers,
+        registers,
+        slots,
+    ),
+    st.builds(
+        lambda a, b, k: (
+            f"mov [rsp + {{d}} + {k}], {a}\nmov [{a}], {a}\nmov dword ptr [rsp + {{d}} + {k}], 0x203000\n"
+            f"mov {b}, [rsp + {{d}} + {k}]\nmov [{b}], {a}"
+        ),
+        registers,
+        registers,
+        slots,
+    ),
+)
+# Two ways that leave different values in a register and in a slot, in turn within one run if it is repeated.
+branching = st.builds(
+    lambda a, b, c, d, k: [
+        (
+            "if",
+            [f"mov {a}, {b}", f"mov [rsp + {{d}} + {k}], {b}", f"add {d}, 8"],
+            [f"mov {a}, {c}", f"mov [rsp + {{d}} + {k}], {c}", f"add {d}, 8"],
+        ),
+        f"mov [{a}], {b}",
+        f"mov {c}, [rsp + {{d}} + {k}]\nmov [{c}], {a}",
+    ],
+    registers,
+    registers,
+    registers,
+    registers,
+    slots,
+)
+steps = st.one_of(simple, simple, telling)
 
 
 def nested(inner: st.SearchStrategy[list[object]]) -> st.SearchStrategy[list[object]]:
     return st.lists(
         st.one_of(
-            simple,
+            steps,
+            branching,
             st.tuples(st.just("if"), inner, inner),
             st.tuples(st.just("loop"), inner),
             st.tuples(st.just("push"), registers, inner, registers),
         ),
         min_size=1,
-        max_size=6,
+        max_size=8,
     )
 
 
-programs = st.recursive(st.lists(simple, min_size=1, max_size=5), nested, max_leaves=8)
+programs = st.recursive(st.lists(steps, min_size=1, max_size=8), nested, max_leaves=10)
 prologues = st.sampled_from(("plain", "saves", "rounded"))
 
 
@@ -71,13 +132,16 @@ class Writer:
 
     def write(self, program: object, depth: int) -> None:
         for item in program if isinstance(program, list) else [program]:
+            if isinstance(item, list):
+                self.write(item, depth)
+                continue
             if isinstance(item, str):
                 self.lines.append(item.replace("{d}", str(depth)))
                 continue
             label = f".Lgen{self.labels}"
             self.labels += 1
             if item[0] == "if":
-                self.lines.append(f"test bl, 16\nje {label}else")
+                self.lines.append(f"test {POOL[self.labels % 3]}, 0x18\nje {label}else")
                 self.write(item[1], depth)
                 self.lines.append(f"jmp {label}end\n{label}else:")
                 self.write(item[2], depth)
@@ -115,7 +179,7 @@ def program_text(program: object, prologue: str) -> str:
 class Run:
     """One run of `f`, with the claims checked as it goes."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, shift: int = 0) -> None:
         self.functions = {item.name: item for item in analyse(text)}
         self.described: Function = self.functions["f"]
         layout = layout_of(text)
@@ -131,7 +195,7 @@ class Run:
         )
         self.machine.mem_write(DATA, words)
         self.machine.mem_write(STACK, words)
-        self.entry_rsp = STACK + 0x8008
+        self.entry_rsp = STACK + 0x8008 + shift
         self.machine.mem_write(self.entry_rsp, (CODE + SIZE - 16).to_bytes(8, "little"))
         for index, register in enumerate((*POOL, "rcx", "r9", "r10", "r11", "r15")):
             self.machine.reg_write(self.constant(register), DATA + 0x5000 + 0x108 * index)
@@ -213,11 +277,11 @@ class Run:
 
 
 @settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=160, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
-@given(programs, prologues)
-def test_claims_hold_when_generated_code_runs(program: object, prologue: str) -> None:
-    run = Run(program_text(program, prologue))
+@given(programs, prologues, st.sampled_from((0, 8, 16, 24)))
+def test_claims_hold_when_generated_code_runs(program: object, prologue: str, shift: int) -> None:
+    run = Run(program_text(program, prologue), shift)
     # A program may go astray (a wild pointer after arithmetic); what it did until then was checked.
     with contextlib.suppress(unicorn.UcError):
         run.execute()
