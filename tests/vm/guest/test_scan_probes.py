@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What descriptions say of probes, held against the kernel: which places it takes, which it turns into jumps.
+
+A spread sample of sctp's sites, far enough apart that no probe lies in another one's five bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from o2cc.kernel import store
+from o2cc.kernel.description import Description, Function, Site
+from o2cc.kernel.kernels import open_kernel
+from o2cc.kernel.scan import scan_module
+
+TRACING = Path("/sys/kernel/tracing")
+OPTIMIZATION = Path("/proc/sys/debug/kprobes-optimization")
+GROUP = "o2c_scan"
+SAMPLE = 45  # of each sort
+APART = 16
+
+
+@pytest.fixture(scope="module")
+def sctp() -> Description:
+    subprocess.run(["modprobe", "sctp"], check=True)
+    release = os.uname().release
+    known = store.bundled("sctp", release)
+    if known:
+        return store.load(known[0])
+    kernel = open_kernel(release)
+    return scan_module(kernel.find_module("sctp"), kernel)
+
+
+@pytest.fixture
+def events() -> Iterator[Path]:
+    OPTIMIZATION.write_text("0")
+    yield TRACING / "kprobe_events"
+    enable = TRACING / "events" / GROUP / "enable"
+    if enable.exists():
+        enable.write_text("0")
+    with (TRACING / "kprobe_events").open("a") as file:
+        file.write(f"-:{GROUP}/\n")
+    OPTIMIZATION.write_text("1")
+
+
+def sites(description: Description) -> Iterator[tuple[Function, Site]]:
+    """Sites in functions that tracefs takes by name: it refuses ambiguous names and what ftrace does not know."""
+    for function in description.functions:
+        traced = function.traced or (function.parent is not None)
+        if traced and not function.ambiguous and not function.initial:
+            yield from ((function, site) for site in function.sites)
+
+
+def spread(found: list[tuple[Function, Site]], taken: set[tuple[str, int]]) -> list[tuple[Function, Site]]:
+    """At most `SAMPLE` of them, evenly over the list, `APART` bytes from each other and from those taken."""
+    chosen = []
+    step = max(1, len(found) // (2 * SAMPLE))
+    for function, site in found[::step]:
+        near = {(function.name, other) for other in range(site.offset - APART, site.offset + APART)}
+        if not near & taken and len(chosen) < SAMPLE:
+            taken.add((function.name, site.offset))
+            chosen.append((function, site))
+    return chosen
+
+
+def place(function: Function, site: Site) -> str:
+    return f"{function.name}+{site.offset:#x}"
+
+
+@pytest.mark.timeout(400)
+def test_the_kernel_takes_and_optimizes_what_the_description_says(sctp: Description, events: Path) -> None:
+    taken: set[tuple[str, int]] = set()
+    here = [(f, s) for f, s in sites(sctp) if s.probe.offset == s.offset and f.parent is None]
+    sorts = {
+        "jump": [pair for pair in here if pair[1].probe.jump_optimizable],
+        "int3 store": [pair for pair in here if not pair[1].probe.jump_optimizable and pair[1].writes],
+        "call": [pair for pair in here if pair[1].kind in ("call", "tail_call")],
+        "indirect": [pair for pair in here if pair[1].kind in ("indirect_call", "indirect_jump", "return")],
+        "refused": [
+            (f, s)
+            for f, s in sites(sctp)
+            if s.probe.offset != s.offset and f.section != ".exit.text" and f.section != ".static_call.text"
+        ],
+    }
+    sample = {sort: spread(found, taken) for sort, found in sorts.items()}
+    assert len(sample["jump"]) > SAMPLE // 2
+    assert len(sample["int3 store"]) > SAMPLE // 2
+    wrong = []
+    accepted: dict[str, str] = {}
+    for sort, pairs in sample.items():
+        for function, site in pairs:
+            name = place(function, site)
+            try:
+                with events.open("a") as file:
+                    file.write(f"p:{GROUP}/p{len(accepted)} sctp:{name}\n")
+            except OSError as problem:
+                if sort != "refused":
+                    wrong.append(f"{name} ({sort}): refused, {problem.strerror}")
+                continue
+            accepted[name] = sort
+    (TRACING / "events" / GROUP / "enable").write_text("1")
+    OPTIMIZATION.write_text("1")
+    listed = wait_for_optimization(sum(sort == "jump" for sort in accepted.values()))
+    for name, sort in accepted.items():
+        if sort == "refused":
+            # tracefs only names the place; the kernel refuses when the probe is armed.
+            if name in listed:
+                wrong.append(f"{name}: the kernel takes a probe that the description refuses")
+        elif name not in listed:
+            wrong.append(f"{name} ({sort}): not armed")
+        elif listed[name] != (sort == "jump"):
+            wrong.append(
+                f"{name} ({sort}): the kernel {'made' if listed[name] else 'did not make'} it a jump"
+            )
+    print({sort: len(pairs) for sort, pairs in sample.items()}, len(listed))
+    assert not wrong, "\n".join(wrong)
+
+
+def wait_for_optimization(expected: int) -> dict[str, bool]:
+    """The armed probes of sctp, and whether each is a jump, once as many are as expected or time is up."""
+    deadline = time.monotonic() + 60
+    while True:
+        listed = {}
+        for line in Path("/sys/kernel/debug/kprobes/list").read_text().splitlines():
+            fields = line.split()
+            if "[sctp]" in fields and "[DISABLED]" not in fields:
+                listed[fields[2]] = "[OPTIMIZED]" in fields
+        if sum(listed.values()) >= expected or time.monotonic() > deadline:
+            return listed
+        time.sleep(1)
