@@ -175,10 +175,11 @@ def _check_module(module: nodes.Module) -> None:
 
 
 def _sites_by_check(module: nodes.Module) -> dict[str, list[nodes.Site]]:
-    """The sites of each check that has any, checks in the module's order."""
+    """The sites with a program of each check that has any, checks in the module's order."""
     found: dict[str, list[nodes.Site]] = {check.name: [] for check in module.checks}
     for site in module.sites:
-        found[site.check].append(site)
+        if site.covered_by is None:
+            found[site.check].append(site)
     return {name: sites for name, sites in found.items() if sites}
 
 

@@ -96,6 +96,9 @@ def site_programs(
     programs: list[Program] = []
     infos: list[SiteInfo] = []
     for site in module.sites:
+        if site.covered_by is not None:
+            infos.append(_site_info(site, "", None, lines))
+            continue
         template = templates[site.check]
         name = _short_name(f"o2c_{site.number}", site.function)
         if site.kind is nodes.SiteKind.RETURN:
@@ -159,5 +162,6 @@ def shape_programs(
         )
         first = tables[check.name].first
         infos += [_site_info(site, name, first + i, lines) for i, site in enumerate(sites)]
+    infos += [_site_info(site, "", None, lines) for site in module.sites if site.covered_by is not None]
     infos.sort(key=lambda info: info.number)
     return programs, infos

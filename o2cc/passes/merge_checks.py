@@ -34,7 +34,7 @@ class MergeChecks(Pass):
     """Decides the stores of one value in one block at the first of them.
 
     `check` is the function that decides and reports one store, `decide` the one that only decides; both take
-    address, size, site and stack pointer.  `maximum` bounds a group.
+    address, size, site, and then the same registers.  `maximum` bounds a group.
     """
 
     check: str = "check_store"
@@ -46,10 +46,14 @@ class MergeChecks(Pass):
     provides = frozenset({"checks-merged"})
 
     def run(self, module: ir.Module, context: PassContext) -> ir.Module:
-        names = {function.name for function in module.functions}
-        if not {self.check, self.decide} <= names or FUNCTION in names:
+        arity = {function.name: len(function.parameters) for function in module.functions}
+        if FUNCTION in arity or not {self.check, self.decide} <= arity.keys():
             return module
-        bases = {check.name: base for check in module.checks if (base := _plain_base(check, self.check))}
+        shapes = {check.name: shape for check in module.checks if (shape := _shape(check, self.check))}
+        if arity[self.check] != arity[self.decide] or not shapes:
+            return module
+        others = next(iter(shapes.values())).others
+        bases = {name: shape.base for name, shape in shapes.items() if shape.others == others}
         groups = list(self._groups(module, context.target, bases))
         if not groups:
             return module
@@ -68,8 +72,8 @@ class MergeChecks(Pass):
         return replace(
             module,
             tables=(*module.tables, ir.Table(TABLE, _COLUMNS, tuple(rows), len(rows))),
-            functions=(*module.functions, self._function()),
-            checks=(*module.checks, *(_group_check(base) for base in sorted(used))),
+            functions=(*module.functions, self._function(others)),
+            checks=(*module.checks, *(_group_check(base, others) for base in sorted(used))),
             sites=tuple(changed.get(site.number, site) for site in module.sites),
         )
 
@@ -129,16 +133,17 @@ class MergeChecks(Pass):
         same_height = group[0].place.stack_height == member.place.stack_height
         return len(group) < self.maximum and same_height and length <= _MAXIMUM_LENGTH
 
-    def _function(self) -> ir.Function:
-        """``check_store_group(base, first, sp)``: row `first` of the table is the whole range, its `count` rows
-        follow."""
+    def _function(self, others: tuple[str, ...]) -> ir.Function:
+        """``check_store_group(base, first, registers...)``: row `first` of the table is the whole range, its `count`
+        rows follow."""
         code = Builder()
-        base, first, stack = ir.Value("base"), ir.Value("first"), ir.Value("sp")
+        base, first = ir.Value("base"), ir.Value("first")
+        registers = [ir.Value(name) for name in others]
         displacement = code.load(TABLE, first, "displacement")
         size = code.load(TABLE, first, "size")
         site = code.load(TABLE, first, "site")
         count = code.load(TABLE, first, "count")
-        whole = code.call(self.decide, code.add(base, displacement), size, site, stack)
+        whole = code.call(self.decide, code.add(base, displacement), size, site, *registers)
         code.branch(whole, "each", "good")
         code.start("good")
         code.decide(ir.Verdict.ALLOW)
@@ -153,9 +158,8 @@ class MergeChecks(Pass):
         following = code.add(row, 1)
         index = code.add(first, following)
         address = code.add(base, code.load(TABLE, index, "displacement"))
-        answer = code.call(
-            self.check, address, code.load(TABLE, index, "size"), code.load(TABLE, index, "site"), stack
-        )
+        member = code.load(TABLE, index, "size"), code.load(TABLE, index, "site")
+        answer = code.call(self.check, address, *member, *registers)
         denied = code.binary(ir.BinaryOperator.EQ, worst, ir.Verdict.DENY.code)
         worse = code.select(answer, answer, worst)
         code.assign("worst", code.select(denied, worst, worse))
@@ -163,7 +167,7 @@ class MergeChecks(Pass):
         code.jump("next")
         code.start("done")
         code.give_back(worst)
-        return ir.Function(FUNCTION, ("base", "first", "sp"), code.finish())
+        return ir.Function(FUNCTION, ("base", "first", *others), code.finish())
 
 
 @dataclass(frozen=True)
@@ -214,9 +218,16 @@ def _definitions(target: Description, function: Function) -> dict[int, list[int]
     return found
 
 
-def _plain_base(check: ir.Check, function: str) -> str | None:
-    """The base register of a check that is ``return function(reg + param displacement, param size, param site,
-    reg rsp)`` and nothing else; None for any other check."""
+@dataclass(frozen=True)
+class _Shape:
+    """A check of the form ``return check(reg + param displacement, param size, param site, registers...)``."""
+
+    base: str
+    others: tuple[str, ...]
+
+
+def _shape(check: ir.Check, function: str) -> _Shape | None:
+    """The form of a check, or None if it does anything else."""
     if len(check.blocks) != 1:
         return None
     block = check.blocks[0]
@@ -227,16 +238,20 @@ def _plain_base(check: ir.Check, function: str) -> str | None:
         parts[instruction.result] = instruction
     end = block.terminator
     called = parts.pop(end.value, None) if isinstance(end, ir.Return) else None
-    if not isinstance(called, ir.Call) or called.function != function or len(called.arguments) != 4:
+    if not isinstance(called, ir.Call) or called.function != function or len(called.arguments) < 3:
         return None
-    address, *others = (parts.get(argument) for argument in called.arguments)
-    if not isinstance(address, ir.Binary) or address.operator is not ir.BinaryOperator.ADD or len(parts) > 6:
+    if any(isinstance(part, ir.Call) for part in parts.values()):
         return None
-    names = ["param size", "param site", "reg rsp"]
+    address, size, site, *rest = (parts.get(argument) for argument in called.arguments)
+    if not isinstance(address, ir.Binary) or address.operator is not ir.BinaryOperator.ADD:
+        return None
     base = parts.get(address.left)
-    if [_read(part) for part in others] != names or _read(parts.get(address.right)) != "param displacement":
+    if [_read(size), _read(site)] != ["param size", "param site"]:
         return None
-    return base.register if isinstance(base, ir.Register) else None
+    if not isinstance(base, ir.Register) or _read(parts.get(address.right)) != "param displacement":
+        return None
+    others = tuple(part.register for part in rest if isinstance(part, ir.Register))
+    return _Shape(base.register, others) if len(others) == len(rest) else None
 
 
 def _read(instruction: ir.Instruction | None) -> str:
@@ -249,8 +264,9 @@ def _group_name(base: str) -> str:
     return f"store_{base}_group"
 
 
-def _group_check(base: str) -> ir.Check:
+def _group_check(base: str, others: tuple[str, ...]) -> ir.Check:
     code = Builder()
     first = code.parameter("first")
-    code.give_back(code.call(FUNCTION, code.register(base), first, code.register("rsp")))
+    registers = [code.register(name) for name in others]
+    code.give_back(code.call(FUNCTION, code.register(base), first, *registers))
     return ir.Check(_group_name(base), code.finish())
