@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NR_BPF = 321  # x86-64
-_MAP_LOOKUP, _MAP_UPDATE, _MAP_NEXT_KEY, _OBJ_GET, _TEST_RUN = 1, 2, 4, 7, 10
+_NR_PERF_EVENT_OPEN = 298
+_MAP_LOOKUP, _MAP_NEXT_KEY, _OBJ_GET, _TEST_RUN, _LINK_CREATE = 1, 4, 7, 10, 28
+_BPF_PERF_EVENT = 41
+_KPROBE_TYPE = Path("/sys/bus/event_source/devices/kprobe/type")
 _BPFFS = Path("/sys/fs/bpf")
 _PAGE = 4096
 _BUSY, _DISCARDED, _LENGTH = 1 << 31, 1 << 30, (1 << 30) - 1
@@ -54,6 +57,26 @@ class Loaded:
     def _map(self, name: str) -> int:
         (path,) = [p for p in (self.directory / "maps").iterdir() if p.name == name or p.name.endswith(name)]
         return _open_pinned(path)
+
+    @contextmanager
+    def attached(self, program: str, function: str, offset: int, cookie: int = 0) -> Iterator[None]:
+        """Attaches a kprobe program, as libbpf does: a perf event of the kprobe type, and a link with a cookie."""
+        name = ctypes.create_string_buffer(function.encode())
+        attribute = ctypes.create_string_buffer(
+            128
+        )  # struct perf_event_attr, include/uapi/linux/perf_event.h
+        struct.pack_into("<II", attribute, 0, int(_KPROBE_TYPE.read_text()), len(attribute))
+        struct.pack_into("<QQ", attribute, 56, ctypes.addressof(name), offset)
+        event = _libc.syscall(_NR_PERF_EVENT_OPEN, attribute, -1, 0, -1, 8)
+        if event < 0:
+            raise OSError(ctypes.get_errno(), f"cannot probe {function}+{offset:#x}")
+        descriptor = _open_pinned(self.directory / "programs" / program)
+        link, _ = _bpf(_LINK_CREATE, struct.pack("<IIIIQ", descriptor, event, _BPF_PERF_EVENT, 0, cookie))
+        try:
+            yield
+        finally:
+            for number in (link, event, descriptor):
+                os.close(number)
 
     def run(self, program: str, context: bytes) -> int:
         """Runs a program of type `syscall` once and returns its 32-bit result."""
