@@ -119,6 +119,9 @@ def _ranges(context: Context, scope: Scope, node: nodes.CapsDef) -> tuple[Capabi
             continue
         length: Expr | None = place.length
         if length is None:
+            complete = False
+            if not context.has_target:
+                continue
             context.collector.add(
                 error(
                     "O2C0301",
@@ -127,7 +130,6 @@ def _ranges(context: Context, scope: Scope, node: nodes.CapsDef) -> tuple[Capabi
                     help=f"write `{item.place.path.text}[n]`",
                 )
             )
-            complete = False
             continue
         ranges.append(CapabilityRange(place.pointer, add(place.pointer, length, item.span), item.span))
     return tuple(ranges) if complete else None

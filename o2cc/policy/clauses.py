@@ -310,6 +310,8 @@ class ClauseChecker:
         self.done.spoken_of.update(mentioned_arguments(expr))
 
     def _unknown_length(self, place: nodes.Place) -> None:
+        if not self.context.has_target:
+            return
         self.context.collector.add(
             error(
                 "O2C0301",
