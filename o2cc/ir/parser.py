@@ -9,16 +9,14 @@ Codes: O2C0500 text that is not IR, O2C0501 a named constant that nobody gives.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
-from o2cc.diagnostics import Collector, SourceFile, Span, did_you_mean, error
+from o2cc.diagnostics import SourceFile, Span, did_you_mean, error
 from o2cc.ir import nodes as ir
-from o2cc.ir.tokens import Kind, tokenize
+from o2cc.ir.cursor import WORD, Cursor, Recover
+from o2cc.ir.tokens import Kind
 
 _NO_CONSTANTS: Mapping[str, int] = {}
-_WORD = 1 << 64
 
 _BINARY = {operator.value: operator for operator in ir.BinaryOperator}
 _HELPERS = {kind.value: kind for kind in ir.HelperKind}
@@ -32,8 +30,6 @@ _OPERATIONS = (
     *("delete", "update", "entry", "entry_fetch_add", "entry_cmpxchg"),
 )
 _TERMINATORS = ("br", "jump", "return", "verdict")
-
-Item = TypeVar("Item")
 
 
 def parse_module(
@@ -74,137 +70,15 @@ def parse_library(source: SourceFile, constants: Mapping[str, int] = _NO_CONSTAN
     return module
 
 
-class _Recover(Exception):
-    """Leaves the statement that is wrong; its diagnostic has been added."""
-
-
-class _Parser:
-    """Recursive descent over lists of tokens; one method for each part, statement and instruction."""
+class _Parser(Cursor):
+    """Recursive descent; one method for each part, statement and instruction."""
 
     def __init__(self, source: SourceFile, constants: Mapping[str, int], own_spans: bool) -> None:
-        self.errors = Collector()
+        super().__init__(source)
         self.name: str | None = None
-        self._source = source
         self._constants = constants
         self._own_spans = own_spans
-        self._kinds, self._texts, self._starts = tokenize(source.text)
-        self._at = 0
         self._span_sources: dict[int, str] = {}
-
-    # --- tokens -------------------------------------------------------------------------------------------
-
-    def _fail(self, message: str, help: str | None = None) -> _Recover:
-        return self._fail_at(self._at, message, help)
-
-    def _fail_at(self, index: int, message: str, help: str | None = None, code: str = "O2C0500") -> _Recover:
-        self.errors.add(error(code, message, self._token_span(index), help=help))
-        return _Recover()
-
-    def _token_span(self, index: int) -> Span:
-        start = self._starts[index]
-        return self._source.span(start, start + len(self._texts[index]))
-
-    def _span_from(self, first: int) -> Span:
-        last = self._at - 1
-        return Span(self._source.name, self._starts[first], self._starts[last] + len(self._texts[last]))
-
-    def _shown(self) -> str:
-        if self._kinds[self._at] is Kind.END:
-            return "the end of the file"
-        text = self._texts[self._at]
-        return f"`{text[:40]}`" if text.strip() else "text that is not IR"
-
-    def _peek(self, text: str) -> bool:
-        return self._texts[self._at] == text and self._kinds[self._at] is not Kind.STRING
-
-    def _take(self, text: str) -> bool:
-        if self._peek(text):
-            self._at += 1
-            return True
-        return False
-
-    def _expect(self, text: str) -> None:
-        if not self._take(text):
-            raise self._fail(f"expected `{text}`, found {self._shown()}")
-
-    def _text(self, kind: Kind, what: str) -> str:
-        if self._kinds[self._at] is not kind:
-            raise self._fail(f"expected {what}, found {self._shown()}")
-        self._at += 1
-        return self._texts[self._at - 1]
-
-    def _word(self, what: str) -> str:
-        return self._text(Kind.NAME, what)
-
-    def _string(self, what: str) -> str:
-        text = self._text(Kind.STRING, what)
-        try:
-            return str(json.loads(text))
-        except ValueError:
-            raise self._fail_at(self._at - 1, "this string has an escape that is not one of JSON") from None
-
-    def _symbol_name(self, what: str) -> str:
-        return self._string(what) if self._kinds[self._at] is Kind.STRING else self._word(what)
-
-    def _number(self, what: str) -> int:
-        value = self._signed(what)
-        if value < 0:
-            raise self._fail_at(self._at - 1, f"{what} cannot be negative")
-        return value
-
-    def _signed(self, what: str) -> int:
-        text = self._text(Kind.NUMBER, what)
-        if len(text) > 24:
-            raise self._fail_at(self._at - 1, "a number must fit 64 bits")
-        return int(text, 16) if "x" in text or "X" in text else int(text)
-
-    def _word_value(self, what: str) -> int:
-        value = self._signed(what)
-        if not -(_WORD >> 1) <= value < _WORD:
-            raise self._fail_at(self._at - 1, "a number must fit 64 bits")
-        return value % _WORD
-
-    def _choice(self, table: Mapping[str, Item], what: str) -> Item:
-        text = self._word(what)
-        if text not in table:
-            known = ", ".join(f"`{name}`" for name in table)
-            raise self._fail_at(
-                self._at - 1, f"`{text}` is not {what}", did_you_mean(text, table) or f"one of {known}"
-            )
-        return table[text]
-
-    def _listed(self, opening: str, closing: str, item: Callable[[], Item]) -> tuple[Item, ...]:
-        self._expect(opening)
-        items: list[Item] = []
-        if self._take(closing):
-            return ()
-        while True:
-            items.append(item())
-            if self._take(closing):
-                return tuple(items)
-            if not self._take(","):
-                raise self._fail(f"expected `,` or `{closing}`, found {self._shown()}")
-
-    def _line_break(self, before: int, after: int) -> bool:
-        return "\n" in self._source.text[self._starts[before] : self._starts[after]]
-
-    def _skip_line(self, first: int) -> None:
-        """Past the statement that began at token `first`, at least past the line where it went wrong."""
-        if self._at == first and self._kinds[self._at] is not Kind.END:
-            self._at += 1
-        while self._kinds[self._at] is not Kind.END:
-            if self._line_break(self._at - 1, self._at):
-                return
-            self._at += 1
-
-    def _skip_part(self, first: int) -> None:
-        """To the next part of the file after token `first`: a word of `_PARTS` that begins a line."""
-        self._at = max(self._at, first + 1)
-        while self._kinds[self._at] is not Kind.END:
-            start = self._starts[self._at]
-            if self._texts[self._at] in _PARTS and self._source.text[start - 1 : start] == "\n":
-                return
-            self._at += 1
 
     # --- operands -----------------------------------------------------------------------------------------
 
@@ -238,7 +112,7 @@ class _Parser:
                 did_you_mean(name, self._constants) or f"write its value: `{name}=0`",
                 code="O2C0501",
             )
-        return ir.Constant(self._constants[name] % _WORD, name)
+        return ir.Constant(self._constants[name] % WORD, name)
 
     def _dotted(self, what: str) -> tuple[str, str]:
         text = self._word(what)
@@ -441,7 +315,7 @@ class _Parser:
                     span = self._span_from(first) if self._own_spans else None
                     spans.append(self._at_span() or span)
                     instructions.append(instruction)
-            except _Recover:
+            except Recover:
                 wrong = True
                 self._skip_line(first)
                 if self._texts[first] in _TERMINATORS:
@@ -490,8 +364,8 @@ class _Parser:
                         f"expected a part of a module, found {self._shown()}",
                         did_you_mean(word, _PARTS) or "one of " + ", ".join(f"`{part}`" for part in _PARTS),
                     )
-            except _Recover:
-                self._skip_part(first)
+            except Recover:
+                self._skip_part(first, _PARTS)
         name = self.name if self.name is not None else self._source.name.rpartition("/")[2].partition(".")[0]
         return ir.Module(
             name,

@@ -27,7 +27,7 @@ from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Function, Site, ValueSource
 from o2cc.passes.graph import Graph, Node, UnitIndex
 from o2cc.passes.manager import CONTROL_FLOW, DESCRIPTION, VIOLATIONS_NOT_SKIPPED, Pass, PassContext
-from o2cc.passes.sites import KEPT_FLOW, Proof, described, discharge, is_plain
+from o2cc.passes.sites import KEPT_FLOW, Proof, SiteLookup, discharge, is_plain
 
 # Kernel functions that neither free nor sleep nor call back: plain loops over memory, and what the compiler and
 # the build put in (arch/x86/lib, lib/string.c, lib/list_debug.c, 6.1 and 6.12).
@@ -64,9 +64,10 @@ class DischargeCheckedBefore(Pass):
         target = context.target
         index = UnitIndex(target)
         harmless = harmless_functions(index, frozenset(self.harmless))
+        lookup = SiteLookup(target)
         checked: dict[str, set[Store]] = {}
         for site in module.sites:
-            found = described(target, site)
+            found = lookup(site)
             if site.kind is ir.SiteKind.STORE and found is not None and written_range(found[1]) is not None:
                 checked.setdefault(index.owner(found[0]), set()).add((site.function, site.offset))
         covers: dict[Store, frozenset[Store]] = {}

@@ -21,7 +21,7 @@ from o2cc.kernel.description import Description, Function, Site
 from o2cc.passes.checked_before import HARMLESS, harmless_functions, has_place, written_range
 from o2cc.passes.graph import UnitIndex
 from o2cc.passes.manager import CONTROL_FLOW, DESCRIPTION, VIOLATIONS_NOT_SKIPPED, Pass, PassContext
-from o2cc.passes.sites import described
+from o2cc.passes.sites import SiteLookup
 
 TABLE = "store_groups"
 FUNCTION = "check_store_group"
@@ -82,9 +82,10 @@ class MergeChecks(Pass):
     ) -> Iterator[list[_Member]]:
         """Groups of at least two stores, in the order of their first ones."""
         harmless = harmless_functions(UnitIndex(target), frozenset(self.harmless))
+        lookup = SiteLookup(target)
         members: dict[str, dict[int, _Member]] = {}
         for site in module.sites:
-            found = described(target, site)
+            found = lookup(site)
             member = _member(site, found[1], bases) if found is not None else None
             if found is not None and member is not None and not found[0].problems:
                 members.setdefault(site.function, {})[site.offset] = member

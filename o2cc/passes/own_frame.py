@@ -79,7 +79,11 @@ def _lowest(place: Site) -> int:
 
 
 def saved_floor(target: Description, function: Function) -> int:
-    """The frame address below which no saved register lies: 0 if the function saves none."""
-    whole = target.function_by_name.get(function.parent or "", function)
-    offsets = [offset for _, offset in (*whole.saved, *function.saved)]
-    return min((*offsets, -whole.frame, -function.frame, 0))
+    """The frame address below which no saved register lies: 0 if the function saves none.
+
+    A ``.cold`` part has the frame of its function (of all that have its name).
+    """
+    whole = [function]
+    if function.parent is not None:
+        whole += [other for other in target.functions if other.name == function.parent]
+    return min((0, *(offset for part in whole for _, offset in part.saved), *(-part.frame for part in whole)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -28,11 +29,12 @@ KEPT_STACK = (
 
 def discharge(module: ir.Module, target: Description, reason: str, prove: Prover) -> ir.Module:
     """The module without the store sites that `prove` has a proof for; these are kept as `Discharged`."""
+    lookup = SiteLookup(target)
     kept: list[ir.Site] = []
     discharged: list[ir.Discharged] = []
     for site in module.sites:
         proof = None
-        found = described(target, site)
+        found = lookup(site)
         if site.kind is ir.SiteKind.STORE and found is not None:
             proof = prove(site, *found)
         if proof is None:
@@ -48,13 +50,18 @@ def discharge(module: ir.Module, target: Description, reason: str, prove: Prover
     return replace(module, sites=tuple(kept), discharged=(*module.discharged, *discharged))
 
 
-def described(target: Description, site: ir.Site) -> tuple[Function, Site] | None:
-    """What the description says of a site's instruction; None if the function's name is not unique there."""
-    function = target.function_by_name.get(site.function)
-    if function is None:
-        return None
-    place = function.site_by_offset.get(site.offset)
-    return (function, place) if place is not None and place.writes else None
+class SiteLookup:
+    """What the description says of the instructions of sites, by the names of their functions."""
+
+    def __init__(self, target: Description) -> None:
+        counts = Counter(function.name for function in target.functions)
+        self._functions = {f.name: f for f in target.functions if counts[f.name] == 1}
+
+    def __call__(self, site: ir.Site) -> tuple[Function, Site] | None:
+        """Function and instruction of a site; None if it writes nothing or its function's name is not unique."""
+        function = self._functions.get(site.function)
+        place = function.site_by_offset.get(site.offset) if function is not None else None
+        return (function, place) if function is not None and place is not None and place.writes else None
 
 
 def is_plain(place: Site) -> bool:

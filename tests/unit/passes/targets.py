@@ -130,12 +130,12 @@ def description(
 def module(target: Description, *, without: Iterable[tuple[str, int]] = ()) -> ir.Module:
     """A module with a site for every store of the description, but for those `without` one."""
     left_out = set(without)
-    sites = [
+    sites = dict.fromkeys(
         (function.name, site.offset)
         for function in target.functions
         for site in function.sites
         if site.writes and (function.name, site.offset) not in left_out
-    ]
+    )
     check = ir.Check("store", (ir.Block("entry", (), ir.Decide(ir.Verdict.ALLOW)),))
     return ir.Module(
         "m",

@@ -215,6 +215,12 @@ def test_own_functions_that_call_nothing_are_harmless() -> None:
     assert discharged(run(description(caller, unclear))) == []
 
 
+def test_functions_that_share_a_name_prove_nothing() -> None:
+    one = unit(STRAIGHT, store(1, value=HEAP), store(2, value=HEAP)).functions[0]
+    other_one = function("f", STRAIGHT, [store(1, value=HEAP), other(2, "call", "kfree")], values=VALUES)
+    assert discharged(run(description(one, other_one))) == []
+
+
 def test_an_own_function_named_like_a_harmless_one_is_judged_by_what_it_does() -> None:
     caller = unit(STRAIGHT, store(1, value=HEAP), other(2, "call", "memset"), store(3, value=HEAP)).functions[
         0

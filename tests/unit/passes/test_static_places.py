@@ -75,6 +75,14 @@ def test_a_cold_part_has_the_frame_of_its_function() -> None:
     assert discharged(result) == []
 
 
+def test_functions_that_share_a_name_prove_nothing() -> None:
+    one = function("f", WHOLE, [store(1, frame_offset=-48, stack_height=48)])
+    two = function("f", WHOLE, [store(1, frame_offset=0, stack_height=48)])
+    target = description(one, two)
+    result = run_pipeline(module(target), [DischargeOwnFrame()], PassContext(target, control_flow_kept=True))
+    assert discharged(result) == []
+
+
 def test_the_proof_says_what_it_leans_on() -> None:
     target = description(function("f", WHOLE, [store(1, frame_offset=-48, stack_height=48)], saved=SAVED))
     result = run_pipeline(module(target), [DischargeOwnFrame()], PassContext(target, control_flow_kept=True))
