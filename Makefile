@@ -1,19 +1,55 @@
-VENV := .venv
-PY := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+# SPDX-License-Identifier: Apache-2.0
+# `make demo` and `make test` are all that a newcomer needs; the other targets are parts of them.
 
-.PHONY: demo test check test-unit clean
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The kernel whose bundled description the demonstration compiles for.
+DEMO_KERNEL := $(notdir $(firstword $(wildcard descriptions/6.1.*)))
+
+.PHONY: demo test check test-unit test-vm test-full demo-vm tools module clean
+
 $(STAMP): pyproject.toml
 	python3 -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
 
+# Compile the SCTP policy against the bundled description: no root, no kernel, no network but the installer's.
+demo: $(STAMP)
+	@mkdir -p build
+	$(BIN)/o2cc examples/sctp.o2c --kernel $(DEMO_KERNEL) --degrade report -o build/sctp.bpf.o --stats build/sctp.stats.json
+	@$(BIN)/o2c stats build/sctp.stats.json
+
+# Everything; fetches and installs what the VM part needs (with root).
+test: check test-unit test-vm
+
 check: $(STAMP)
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 test-unit: $(STAMP)
-	$(VENV)/bin/pytest -n 2
+	$(BIN)/pytest -n 2
 
-test: check test-unit
+test-vm: $(STAMP) tools
+	$(BIN)/pytest tests/vm -p no:xdist
+
+# Long runs: whole policies, many cycles. Hours under emulation.
+test-full: $(STAMP) tools
+	$(BIN)/pytest tests/vm -p no:xdist --full --vm-budget 7200
+
+# Packages of Debian 12 that the VM tests use; needs root, says so otherwise.
+tools:
+	@if [ "$$(id -u)" = 0 ]; then scripts/install-test-tools; \
+	else echo "not root: using the test tools that are installed"; fi
+
+# An attack in a VM, without and with a policy.
+demo-vm: $(STAMP) tools
+	$(BIN)/python -m scripts.demo_vm
+
+# The enforcement module for the running kernel.
+module:
+	$(MAKE) -C bpf_runtime/module
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
