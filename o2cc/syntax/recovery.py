@@ -18,6 +18,7 @@ from lark import Lark, Token, UnexpectedCharacters, UnexpectedToken
 from lark.lexer import PatternStr
 
 from o2cc.diagnostics import Collector, Diagnostic, Label, SourceFile, Span, did_you_mean, error
+from o2cc.syntax.hints import Mistake, hint
 
 if TYPE_CHECKING:
     from o2cc.syntax.parser import Interactive
@@ -80,6 +81,8 @@ _OTHER_UNITS = {
     "minutes": "min",
 }
 _FEW = 8
+# What follows the keyword of an item on its line, and not an element of a list.
+_MORE_WORDS = re.compile(r'[ \t]+[A-Za-z_"{0-9]')
 
 
 class Recovery:
@@ -213,24 +216,55 @@ class Recovery:
             return True
         in_list = {"COMMA", "RBRACE"} <= accepted and len(self._words_in(accepted)) <= _FEW
         if token.type in ("NAME", "STRING", "GLOB") and in_list:
+            if self._begins_item_of_outer_block(token) and self._close_block(interactive, token, problems):
+                return True
             value = interactive.parser_state.value_stack[-1]
             end = _end_of(value)
             span = Span(self.source.name, end, end) if end is not None else self._span(token)
             if not _takes(interactive, len(interactive.parser_state.state_stack), "COMMA", token.type):
                 return False
-            problems.add(
-                error(
-                    "O2C0101",
-                    f"expected `,` or `}}` before {self._shown(token)}",
-                    self._span(token),
-                    "begins a new element",
-                    secondary=(Label(span, "`,` is missing here"),),
+            if ";" not in self.source.text[span.start : token.start_pos or 0]:  # else it was diagnosed
+                problems.add(
+                    error(
+                        "O2C0101",
+                        f"expected `,` or `}}` before {self._shown(token)}",
+                        self._span(token),
+                        "begins a new element",
+                        secondary=(Label(span, "`,` is missing here"),),
+                    )
                 )
-            )
             interactive.feed_token(Token.new_borrow_pos("COMMA", ",", token))
             self._rewind(interactive, token)
             return True
         return False
+
+    def _begins_item_of_outer_block(self, token: Token) -> bool:
+        """Whether this word of a list looks like the keyword of an item after a list that was not closed."""
+        start, end = token.start_pos or 0, token.end_pos or 0
+        return (
+            str(token) in self.words
+            and self._first_on_line(start)
+            and bool(_MORE_WORDS.match(self.text, end))
+        )
+
+    def _close_block(self, interactive: Interactive, token: Token, problems: Collector) -> bool:
+        state = interactive.parser_state
+        opening = _innermost_brace(state.value_stack)
+        depth = _open_braces(state.value_stack) - 1
+        terminal = self.words[str(token)]
+        if opening is None or not self._resume(interactive, state, depth, terminal, token.start_pos or 0):
+            return False
+        problems.add(
+            error(
+                "O2C0116",
+                "`{` is not closed",
+                self._span(opening),
+                "opened here",
+                secondary=(Label(self._span(token), "the next item begins here"),),
+                help=f"add the missing `}}` before `{token}`",
+            )
+        )
+        return True
 
     def _rewind(self, interactive: Interactive, token: Token) -> None:
         interactive.lexer_thread.state.line_ctr.char_pos = token.start_pos or 0
@@ -275,8 +309,9 @@ class Recovery:
         if token.type == "RBRACE" and opening is None:
             return error("O2C0117", "`}` closes nothing", span, "no block is open here")
         keywords = sorted(self.fixed[name] for name in accepted if self.fixed.get(name) in self.words)
+        help = hint(Mistake(word, token.type, self.text[: span.start].rstrip(), accepted))
         after_number = len(accepted & _UNITS) == len(_UNITS) and not self._first_on_line(span.start)
-        if token.type == "NAME" and after_number:
+        if token.type == "NAME" and after_number and help is None:
             known = [self.fixed[name] for name in sorted(_UNITS)]
             help = f"did you mean `{_OTHER_UNITS[word]}`?" if word in _OTHER_UNITS else None
             return error(
@@ -296,8 +331,8 @@ class Recovery:
                     secondary=opened,
                     help=f"expected {_join([f'`{k}`' for k in keywords])}",
                 )
-            help = did_you_mean(word, keywords)
-            if help is None and word in _OTHER_WORDS:
+            help = did_you_mean(word, keywords) or help
+            if word in _OTHER_WORDS and help is None:
                 help = f"did you mean `{_OTHER_WORDS[word]}`?"
             return error(
                 "O2C0112",
@@ -307,11 +342,7 @@ class Recovery:
                 secondary=opened,
                 help=help or f"expected {_join([f'`{k}`' for k in keywords])}",
             )
-        help = did_you_mean(word, keywords) if token.type == "NAME" else None
-        if token.type == "COMPARE":
-            help = "comparisons do not chain; write `a < b && b < c`"
-        elif token.type == "NAME" and "STRING" in accepted and "NAME" not in accepted:
-            help = help or f'write `"{word}"`'
+        help = help or (did_you_mean(word, keywords) if word[:1].isalpha() else None)
         return error(
             "O2C0101",
             f"expected {self._expected(accepted)}, found {self._shown(token)}",
