@@ -13,13 +13,26 @@ from dataclasses import replace
 
 from o2cc.diagnostics import Label, Span, error
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Checker, Scope, add
+from o2cc.policy.expressions import Checker, Scope
+from o2cc.policy.folding import add
 from o2cc.policy.model import Capability, CapabilityRange, Expr, ValueType
 from o2cc.policy.names import Defined, ParsedModule
 from o2cc.policy.places import resolve_place
 from o2cc.policy.structs import pointer_to
 from o2cc.policy.substitute import substitute_argument
 from o2cc.syntax import nodes
+
+
+class Capabilities:
+    """The capability finder of a run."""
+
+    def named(self, context: Context, module: ParsedModule, name: nodes.QualifiedName) -> Capability | None:
+        """The capability of that name; reports what is wrong."""
+        return capability_named(context, module, name)
+
+    def fitting(self, context: Context, module: ParsedModule, struct: str) -> tuple[Capability, ...]:
+        """The visible capabilities of a struct type."""
+        return capabilities_for(context, module, struct)
 
 
 def capability_named(context: Context, module: ParsedModule, name: nodes.QualifiedName) -> Capability | None:

@@ -21,6 +21,7 @@ from o2cc.diagnostics import (
 from o2cc.kernel.description import Description
 from o2cc.policy import model
 from o2cc.policy.calls import CallDecider, ScopedCall, indirect_targets, kernel_callbacks
+from o2cc.policy.capabilities import Capabilities
 from o2cc.policy.context import Context
 from o2cc.policy.entries import EntryBuilder
 from o2cc.policy.features import required_features
@@ -70,7 +71,7 @@ def check(
     if node is None:
         collector.raise_if_errors()
         raise AssertionError("a policy without a compartment is an error")
-    policy = _Checker(Context(program, description, collector), node).check()
+    policy = _Checker(Context(program, description, collector, Capabilities()), node).check()
     collector.raise_if_errors()
     return policy, sorted_diagnostics(collector.diagnostics)
 

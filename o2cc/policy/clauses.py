@@ -17,7 +17,8 @@ from o2cc.diagnostics import Span, error
 from o2cc.policy import model
 from o2cc.policy.capabilities import capabilities_for, capability_named, fits
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Checker, Scope, compare, constant, either, is_constant
+from o2cc.policy.expressions import Checker, Scope
+from o2cc.policy.folding import compare, constant, either, is_constant
 from o2cc.policy.model import (
     Action,
     AddressOfField,

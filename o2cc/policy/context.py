@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from o2cc.diagnostics import Collector, Diagnostic, Span, did_you_mean, error
 from o2cc.kernel.description import Description, FieldPlace, Struct, TypeTable
@@ -31,6 +32,18 @@ class TypeNumbers:
         )
 
 
+class CapabilityFinder(Protocol):
+    """Finds capabilities for expressions (`o2cc.policy.capabilities`, which needs expressions itself)."""
+
+    def named(self, context: Context, module: ParsedModule, name: nodes.QualifiedName) -> Capability | None:
+        """The capability of that name; reports what is wrong."""
+        ...
+
+    def fitting(self, context: Context, module: ParsedModule, struct: str) -> tuple[Capability, ...]:
+        """The visible capabilities of a struct type."""
+        ...
+
+
 @dataclass
 class Context:
     """State of one run of the checker.
@@ -42,6 +55,7 @@ class Context:
     program: Program
     description: Description | None
     collector: Collector
+    finder: CapabilityFinder
     table: TypeTable = field(init=False)
     types: TypeNumbers = field(init=False)
     capabilities: dict[int, Capability] = field(default_factory=dict)  # by id of the CapsDef node

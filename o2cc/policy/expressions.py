@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from o2cc.diagnostics import Span, did_you_mean, error
+from o2cc.policy.base_types import base_size, base_type_names
 from o2cc.policy.context import Context
+from o2cc.policy.folding import WORD_LIMIT, constant, fold, is_constant
 from o2cc.policy.model import (
     AddressOfField,
     ArgumentValue,
@@ -36,8 +38,6 @@ from o2cc.policy.model import (
 from o2cc.policy.names import ParsedModule
 from o2cc.policy.structs import BOOLEAN, POINTER, WORD, pointer_to, value_type
 from o2cc.syntax import nodes
-
-WORD_LIMIT = 1 << 64
 
 
 class Unit(StrEnum):
@@ -107,43 +107,6 @@ _ARITY = {
     PredicateKind.SIZE: 1,
     PredicateKind.ENTRY: 1,
 }
-
-
-def constant(value: int, span: Span, type_: ValueType = WORD) -> Const:
-    """A constant expression."""
-    return Const(value, type_, span)
-
-
-def is_constant(expr: Expr, value: int) -> bool:
-    """Whether an expression is this constant."""
-    return isinstance(expr, Const) and expr.value == value
-
-
-def either(left: Expr, right: Expr) -> Expr:
-    """``left or right``, folded when one of them is constant."""
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, Const):
-            return one if one.value else other
-    return BinaryExpr(BinaryOperation.OR, left, right, BOOLEAN, left.span)
-
-
-def compare(operation: BinaryOperation, left: Expr, right: Expr, span: Span) -> Expr:
-    """An unsigned comparison, folded when both sides are constant."""
-    return _fold(BinaryExpr(operation, left, right, BOOLEAN, span))
-
-
-def add(left: Expr, right: Expr, span: Span) -> Expr:
-    """``left + right``, folded."""
-    if is_constant(right, 0):
-        return left
-    return _fold(BinaryExpr(BinaryOperation.ADD, left, right, left.type, span))
-
-
-def subtract(left: Expr, right: Expr, span: Span) -> Expr:
-    """``left - right``, folded."""
-    if is_constant(right, 0):
-        return left
-    return _fold(BinaryExpr(BinaryOperation.SUBTRACT, left, right, WORD, span))
 
 
 class Checker:
@@ -264,13 +227,13 @@ class Checker:
         if isinstance(node.type, nodes.StructType):
             struct = self.context.struct(node.type.name)
             return None if struct is None else Typed(constant(struct.size, node.span), Unit.SIZE)
-        size = _BASE_SIZES.get(node.type.text)
+        size = base_size(node.type.text)
         if size is None:
             self.report(
                 "O2C0210",
                 f"unknown type `{node.type.text}`",
                 node.type.span,
-                help=did_you_mean(node.type.text, _BASE_SIZES)
+                help=did_you_mean(node.type.text, base_type_names())
                 or f"a struct is written `struct {node.type.text}`",
             )
             return None
@@ -286,7 +249,7 @@ class Checker:
                     "O2C0220", "`!` needs a truth value", node.operand.span, f"this is of type {operand.type}"
                 )
                 return None
-            return Typed(_fold(UnaryExpr(UnaryOperation.NOT, operand.expr, BOOLEAN, node.span)))
+            return Typed(fold(UnaryExpr(UnaryOperation.NOT, operand.expr, BOOLEAN, node.span)))
         if operand.type.kind not in (TypeKind.INTEGER, TypeKind.UNKNOWN):
             self.report(
                 "O2C0220",
@@ -301,7 +264,7 @@ class Checker:
             else UnaryOperation.COMPLEMENT
         )
         signed = ValueType(TypeKind.INTEGER, size=8, signed=operation is UnaryOperation.NEGATE)
-        return Typed(_fold(UnaryExpr(operation, operand.expr, signed, node.span)), operand.unit)
+        return Typed(fold(UnaryExpr(operation, operand.expr, signed, node.span)), operand.unit)
 
     def _binary(self, node: nodes.Binary) -> Typed | None:
         left, right = self.expression(node.left), self.expression(node.right)
@@ -318,7 +281,7 @@ class Checker:
                         help="compare it, for example with `!= 0`",
                     )
                     return None
-            return Typed(_fold(BinaryExpr(_LOGIC[node.operator], left.expr, right.expr, BOOLEAN, node.span)))
+            return Typed(fold(BinaryExpr(_LOGIC[node.operator], left.expr, right.expr, BOOLEAN, node.span)))
         for side, written in ((left, node.left), (right, node.right)):
             if side.type.kind is TypeKind.BOOLEAN or (
                 side.type.kind is TypeKind.OTHER and not isinstance(side.expr, AddressOfField)
@@ -335,7 +298,7 @@ class Checker:
         if node.operator in _COMPARISONS:
             signed = left.type.signed or right.type.signed
             return Typed(
-                _fold(
+                fold(
                     BinaryExpr(_COMPARISONS[node.operator], left.expr, right.expr, BOOLEAN, node.span, signed)
                 )
             )
@@ -357,7 +320,7 @@ class Checker:
             result = POINTER
         else:
             result = ValueType(TypeKind.INTEGER, signed=left.type.signed or right.type.signed)
-        folded = _fold(BinaryExpr(operation, left.expr, right.expr, result, node.span))
+        folded = fold(BinaryExpr(operation, left.expr, right.expr, result, node.span))
         if isinstance(folded, Const) and not -(WORD_LIMIT // 2) <= folded.value < WORD_LIMIT:
             self.report("O2C0224", "the value does not fit into 64 bits", node.span)
             return None
@@ -549,8 +512,6 @@ class Checker:
     def _make_predicate(
         self, kind: PredicateKind, operands: tuple[Expr, ...], capability: str | None, span: Span
     ) -> Typed | None:
-        from o2cc.policy.capabilities import capabilities_for
-
         struct = operands[0].type.struct
         type_id: int | None = None
         if kind is PredicateKind.GRANTED:
@@ -567,7 +528,7 @@ class Checker:
         result = WORD if kind is PredicateKind.SIZE else BOOLEAN
         unit = Unit.SIZE if kind is PredicateKind.SIZE else Unit.PLAIN
         if kind is PredicateKind.HELD and capability is None and struct is not None:
-            fitting = capabilities_for(self.context, self.scope.module, struct)
+            fitting = self.context.finder.fitting(self.context, self.scope.module, struct)
             if len(fitting) == 1:
                 capability = fitting[0].name
         if kind is PredicateKind.HELD and struct is not None:
@@ -575,9 +536,9 @@ class Checker:
         return Typed(Predicate(kind, operands, result, span, type_id, capability), unit)
 
     def _capability_name(self, path: nodes.Path) -> str | None:
-        from o2cc.policy.capabilities import capability_named
-
-        found = capability_named(self.context, self.scope.module, nodes.QualifiedName(path.span, path.parts))
+        found = self.context.finder.named(
+            self.context, self.scope.module, nodes.QualifiedName(path.span, path.parts)
+        )
         return found.name if found is not None else None
 
     def _address(self, node: nodes.Expression) -> Expr | None:
@@ -588,98 +549,3 @@ class Checker:
             self.report("O2C0220", "an address is needed here", node.span, f"this is of type {typed.type}")
             return None
         return typed.expr
-
-
-_BASE_SIZES: Mapping[str, int] = {
-    "u8": 1,
-    "s8": 1,
-    "char": 1,
-    "bool": 1,
-    "u16": 2,
-    "s16": 2,
-    "short": 2,
-    "u32": 4,
-    "s32": 4,
-    "int": 4,
-    "u64": 8,
-    "s64": 8,
-    "long": 8,
-    "size_t": 8,
-    "loff_t": 8,
-    "pointer": 8,
-}
-
-
-def base_type(name: str) -> ValueType | None:
-    """The type that a base type's name stands for in a parameter list; None if there is none such."""
-    if name == "pointer":
-        return POINTER
-    if name == "function":
-        return ValueType(TypeKind.FUNCTION_POINTER)
-    size = _BASE_SIZES.get(name)
-    signed = name in ("s8", "s16", "s32", "s64", "int", "long", "short", "char", "loff_t")
-    return None if size is None else ValueType(TypeKind.INTEGER, size=size, signed=signed)
-
-
-def base_type_names() -> tuple[str, ...]:
-    """All names that ``base_type`` knows."""
-    return ("pointer", "function", *_BASE_SIZES)
-
-
-def _fold(expr: BinaryExpr | UnaryExpr) -> Expr:
-    if isinstance(expr, UnaryExpr):
-        if not isinstance(expr.operand, Const):
-            return expr
-        value = expr.operand.value
-        match expr.operation:
-            case UnaryOperation.NOT:
-                value = int(not value)
-            case UnaryOperation.NEGATE:
-                value = -value
-            case UnaryOperation.COMPLEMENT:
-                value = ~value & (WORD_LIMIT - 1)
-        return Const(value, expr.type, expr.span)
-    if not isinstance(expr.left, Const) or not isinstance(expr.right, Const):
-        return expr
-    folded = _calculate(expr.operation, expr.left.value, expr.right.value)
-    return expr if folded is None else Const(folded, expr.type, expr.span)
-
-
-def _calculate(operation: BinaryOperation, left: int, right: int) -> int | None:
-    match operation:
-        case BinaryOperation.ADD:
-            return left + right
-        case BinaryOperation.SUBTRACT:
-            return left - right
-        case BinaryOperation.MULTIPLY:
-            return left * right
-        case BinaryOperation.DIVIDE:
-            return left // right if right else None
-        case BinaryOperation.MODULO:
-            return left % right if right else None
-        case BinaryOperation.BIT_AND:
-            return left & right
-        case BinaryOperation.BIT_OR:
-            return left | right
-        case BinaryOperation.BIT_XOR:
-            return left ^ right
-        case BinaryOperation.SHIFT_LEFT:
-            return left << right if 0 <= right < 64 else None
-        case BinaryOperation.SHIFT_RIGHT:
-            return left >> right if 0 <= right < 64 else None
-        case BinaryOperation.EQUAL:
-            return int(left == right)
-        case BinaryOperation.NOT_EQUAL:
-            return int(left != right)
-        case BinaryOperation.LESS:
-            return int(left < right)
-        case BinaryOperation.LESS_EQUAL:
-            return int(left <= right)
-        case BinaryOperation.GREATER:
-            return int(left > right)
-        case BinaryOperation.GREATER_EQUAL:
-            return int(left >= right)
-        case BinaryOperation.AND:
-            return int(bool(left) and bool(right))
-        case BinaryOperation.OR:
-            return int(bool(left) or bool(right))

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from o2cc.diagnostics import Diagnostic, Span, did_you_mean, error, note, warning
 from o2cc.kernel.description import FieldPlace, Symbol
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Checker, constant, subtract
+from o2cc.policy.expressions import Checker
 from o2cc.policy.expressions import Scope as ExpressionScope
+from o2cc.policy.folding import constant, subtract
 from o2cc.policy.model import (
     Action,
     BehindGrant,

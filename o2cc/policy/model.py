@@ -5,9 +5,6 @@ Nothing in here has to be looked up or interpreted again: struct fields are byte
 functions, units are bytes and nanoseconds, capabilities are address ranges.  Every part keeps the span of the
 rule that asked for it.  All classes are frozen; collections are tuples, ordered as in the source or by name.
 
-A condition of an effect that reads the result is evaluated after the return, any other before the call; what
-the effect requires must hold whatever the condition.  Expressions are evaluated where a gate is called or an entry is entered: ``ArgumentValue(0)`` is the first argument
-there.  In a ``Capability``, a ``BehindGrant`` and a ``StructGrant`` guard, ``ArgumentValue(0)`` is the object itself.
 Struct names are those of BTF without the word ``struct``.
 """
 
@@ -17,200 +14,135 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from o2cc.diagnostics import Span
-
-# --- types of expressions ---------------------------------------------------------------------------------
-
-
-class TypeKind(StrEnum):
-    INTEGER = "integer"  # also enumerations, booleans of C
-    BOOLEAN = "boolean"  # what comparisons and predicates give
-    POINTER = "pointer"  # to the struct `struct`, or to anything (None)
-    FUNCTION_POINTER = "function pointer"
-    OTHER = "other"  # a struct or array by value; only its address can be used
-    UNKNOWN = "unknown"  # a 64-bit word of which nothing tells the type
-
-
-@dataclass(frozen=True, slots=True)
-class ValueType:
-    """Type of an expression, an argument or a member.
-
-    ``struct`` names what a pointer points to (or what OTHER is), None for `void *` and pointers to scalars.
-    ``pointee_size`` is the size in bytes of what a pointer points to, None when unknown.
-    """
-
-    kind: TypeKind
-    struct: str | None = None
-    size: int = 8
-    signed: bool = False
-    pointee_size: int | None = None
-
-    def __str__(self) -> str:
-        if self.kind is TypeKind.POINTER:
-            return f"struct {self.struct} *" if self.struct else "pointer"
-        if self.kind is TypeKind.OTHER and self.struct:
-            return f"struct {self.struct}"
-        return self.kind.value
-
-
-# --- expressions ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Const:
-    """A number; negative numbers as Python's."""
-
-    value: int
-    type: ValueType
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class ArgumentValue:
-    """The argument at ``index`` (from 0; the first six are in rdi, rsi, rdx, rcx, r8, r9), or the object itself."""
-
-    index: int
-    name: str
-    type: ValueType
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class ResultValue:
-    """What the gate returned; only in effects and their conditions, which apply after the return."""
-
-    type: ValueType
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalAddress:
-    """Address of a symbol of the kernel or of the compartment's module."""
-
-    symbol: str
-    type: ValueType
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class LoadField:
-    """Value of ``size`` bytes at ``base + offset``; ``text`` is how the policy wrote it (`skb.len`)."""
-
-    base: Expr
-    offset: int
-    size: int
-    signed: bool
-    type: ValueType
-    text: str
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class AddressOfField:
-    """``base + offset``: the address of a member that is a struct or an array, or of an object's part."""
-
-    base: Expr
-    offset: int
-    size: int
-    type: ValueType
-    text: str
-    span: Span
-
-
-class BinaryOperation(StrEnum):
-    """Unsigned 64-bit arithmetic; comparisons are signed when either side is a signed value (``signed``)."""
-
-    ADD = "+"
-    SUBTRACT = "-"
-    MULTIPLY = "*"
-    DIVIDE = "/"
-    MODULO = "%"
-    BIT_AND = "&"
-    BIT_OR = "|"
-    BIT_XOR = "^"
-    SHIFT_LEFT = "<<"
-    SHIFT_RIGHT = ">>"
-    EQUAL = "=="
-    NOT_EQUAL = "!="
-    LESS = "<"
-    LESS_EQUAL = "<="
-    GREATER = ">"
-    GREATER_EQUAL = ">="
-    AND = "and"
-    OR = "or"
-
-
-@dataclass(frozen=True, slots=True)
-class BinaryExpr:
-    operation: BinaryOperation
-    left: Expr
-    right: Expr
-    type: ValueType
-    span: Span
-    signed: bool = False
-
-
-class UnaryOperation(StrEnum):
-    NOT = "not"
-    NEGATE = "-"
-    COMPLEMENT = "~"
-
-
-@dataclass(frozen=True, slots=True)
-class UnaryExpr:
-    operation: UnaryOperation
-    operand: Expr
-    type: ValueType
-    span: Span
-
-
-class PredicateKind(StrEnum):
-    """Questions about memory.  ``p`` is the first operand; a null pointer satisfies none of them.
-
-    OWNED     the object at p is the compartment's own (its heap, data, per-CPU data or stack)
-    HELD      a capability for the object that starts at p is held; with ``capability`` that one, and everything
-              that its ranges cover *now* is held too (a packet whose `head` was forged is not held)
-    SHARED    p is a kernel address in memory that the compartment cannot write (neither own nor held), so that
-              nothing there can be of its making: for objects that the kernel shares, such as `struct net`
-    WRITABLE  the n bytes (second operand) at p may be written: owned, held or granted
-    GRANTED   p points to the start of a granted struct of type ``type_id`` whose type is certain
-    FREEABLE  p is the start of a heap object that is owned or held
-    SIZE      (an integer) usable size in bytes of the heap object at p, 0 when it is none
-    ENTRY     p is the address of an entry of the compartment, or one of the policy's ``kernel_callbacks`` (for
-              function pointers handed to the kernel)
-    """
-
-    OWNED = "owned"
-    HELD = "held"
-    SHARED = "shared"
-    WRITABLE = "writable"
-    GRANTED = "granted"
-    FREEABLE = "freeable"
-    SIZE = "size"
-    ENTRY = "entry"
-
-
-@dataclass(frozen=True, slots=True)
-class Predicate:
-    kind: PredicateKind
-    operands: tuple[Expr, ...]
-    type: ValueType
-    span: Span
-    type_id: int | None = None
-    capability: str | None = None
-
-
-Expr = (
-    Const
-    | ArgumentValue
-    | ResultValue
-    | GlobalAddress
-    | LoadField
-    | AddressOfField
-    | BinaryExpr
-    | UnaryExpr
-    | Predicate
+from o2cc.policy.effects import (
+    Allocates as Allocates,
 )
-
+from o2cc.policy.effects import (
+    Capability as Capability,
+)
+from o2cc.policy.effects import (
+    CapabilityRange as CapabilityRange,
+)
+from o2cc.policy.effects import (
+    Dangerous as Dangerous,
+)
+from o2cc.policy.effects import (
+    Effect as Effect,
+)
+from o2cc.policy.effects import (
+    Frees as Frees,
+)
+from o2cc.policy.effects import (
+    Gives as Gives,
+)
+from o2cc.policy.effects import (
+    Lends as Lends,
+)
+from o2cc.policy.effects import (
+    Pure as Pure,
+)
+from o2cc.policy.effects import (
+    Reads as Reads,
+)
+from o2cc.policy.effects import (
+    Returns as Returns,
+)
+from o2cc.policy.effects import (
+    Right as Right,
+)
+from o2cc.policy.effects import (
+    Shares as Shares,
+)
+from o2cc.policy.effects import (
+    StoresCallback as StoresCallback,
+)
+from o2cc.policy.effects import (
+    Takes as Takes,
+)
+from o2cc.policy.effects import (
+    Writes as Writes,
+)
+from o2cc.policy.expr import (
+    AddressOfField as AddressOfField,
+)
+from o2cc.policy.expr import (
+    ArgumentValue as ArgumentValue,
+)
+from o2cc.policy.expr import (
+    BinaryExpr as BinaryExpr,
+)
+from o2cc.policy.expr import (
+    BinaryOperation as BinaryOperation,
+)
+from o2cc.policy.expr import (
+    Const as Const,
+)
+from o2cc.policy.expr import (
+    Expr as Expr,
+)
+from o2cc.policy.expr import (
+    GlobalAddress as GlobalAddress,
+)
+from o2cc.policy.expr import (
+    LoadField as LoadField,
+)
+from o2cc.policy.expr import (
+    Predicate as Predicate,
+)
+from o2cc.policy.expr import (
+    PredicateKind as PredicateKind,
+)
+from o2cc.policy.expr import (
+    ResultValue as ResultValue,
+)
+from o2cc.policy.expr import (
+    TypeKind as TypeKind,
+)
+from o2cc.policy.expr import (
+    UnaryExpr as UnaryExpr,
+)
+from o2cc.policy.expr import (
+    UnaryOperation as UnaryOperation,
+)
+from o2cc.policy.expr import (
+    ValueType as ValueType,
+)
+from o2cc.policy.steps import (
+    Expect as Expect,
+)
+from o2cc.policy.steps import (
+    GivenObject as GivenObject,
+)
+from o2cc.policy.steps import (
+    ObjectState as ObjectState,
+)
+from o2cc.policy.steps import (
+    PolicyTest as PolicyTest,
+)
+from o2cc.policy.steps import (
+    TestCall as TestCall,
+)
+from o2cc.policy.steps import (
+    TestEnter as TestEnter,
+)
+from o2cc.policy.steps import (
+    TestIndirectCall as TestIndirectCall,
+)
+from o2cc.policy.steps import (
+    TestLeave as TestLeave,
+)
+from o2cc.policy.steps import (
+    TestPhase as TestPhase,
+)
+from o2cc.policy.steps import (
+    TestStep as TestStep,
+)
+from o2cc.policy.steps import (
+    TestStore as TestStore,
+)
+from o2cc.policy.steps import (
+    TestValue as TestValue,
+)
 
 # --- the compartment --------------------------------------------------------------------------------------
 
@@ -378,186 +310,6 @@ class BehindGrant:
 Grant = StructGrant | SymbolGrant | PernetGrant | BehindGrant
 
 
-# --- capabilities and effects -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class CapabilityRange:
-    """``[start, end)`` as addresses; both may read the object, which is ``ArgumentValue(0)``."""
-
-    start: Expr
-    end: Expr
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class Capability:
-    """The right to write an object and what belongs to it, e.g. a packet and its buffer.
-
-    Without ranges it is the identity only: what may be written is then up to grants of the struct's fields."""
-
-    name: str
-    number: int  # from 1, stable in this policy
-    struct: str
-    type_id: int
-    parameter: str
-    ranges: tuple[CapabilityRange, ...]
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class Writes:
-    """The gate writes ``length`` bytes at ``pointer``, which must therefore be writable."""
-
-    pointer: Expr
-    length: Expr
-    span: Span
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Reads:
-    """The gate reads ``length`` bytes at ``pointer`` (reads are free; kept for policies that restrict them)."""
-
-    pointer: Expr
-    length: Expr
-    span: Span
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Frees:
-    """The object at ``pointer`` ends: it must be owned or held (as ``capability`` if there is one), and is neither
-    afterwards."""
-
-    pointer: Expr
-    capability: str | None
-    span: Span
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Allocates:
-    """After the return, ``length`` bytes at ``pointer`` (usually the result) are the compartment's, unless the
-    pointer is null or an error.  ``struct``/``type_id`` when the site's type is certain."""
-
-    pointer: Expr
-    length: Expr | None  # None: all of the heap object there
-    struct: str | None
-    type_id: int | None
-    span: Span
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Gives:
-    """After a gate returned, or when an entry begins, the compartment holds ``capability`` for ``pointer`` (unless
-    null or an error), until it is taken or freed.
-
-    In `Gives`, `Takes` and `Lends` a ``capability`` of None means just ``length`` bytes at ``pointer`` (None: all of
-    the heap object there)."""
-
-    pointer: Expr
-    capability: str | None
-    length: Expr | None
-    span: Span
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Takes:
-    """The compartment must hold ``capability`` for ``pointer``, and does not from the beginning of the call on
-    (`transfer ... to kernel`).  At an entry: it holds it no longer when the entry returns."""
-
-    pointer: Expr
-    capability: str | None
-    length: Expr | None
-    span: Span
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lends:
-    """At an entry: the compartment holds ``capability`` for ``pointer`` until the entry returns.  At a gate: the
-    compartment must hold it, and keeps it."""
-
-    pointer: Expr
-    capability: str | None
-    length: Expr | None
-    span: Span
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StoresCallback:
-    """The kernel will call ``function`` later, or (``during_call``) before the gate returns: it must be null or an
-    entry of the compartment.  ``entry`` names the kind of entry that stdlib declares for it, e.g. "timer"."""
-
-    function: Expr
-    span: Span
-    entry: str | None = None
-    during_call: bool = False
-    condition: Expr | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """From the return on others may write the object at ``pointer`` too; it stays the compartment's."""
-
-    pointer: Expr
-    span: Span
-    condition: Expr | None = None
-
-
-class Right(StrEnum):
-    """By which right the caller has what a function returns."""
-
-    HELD = "held"
-    OWNED = "owned"
-    SHARED = "shared"
-
-
-@dataclass(frozen=True, slots=True)
-class Returns:
-    """The result is null, an error, or points into what the caller has by ``right``: the object at ``pointer``, if
-    that is given.  Nothing changes; a proof may lean on it."""
-
-    right: Right
-    pointer: Expr | None
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class Pure:
-    """Nothing of the caller's memory is written, freed or kept."""
-
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class Dangerous:
-    """The call gives power over the whole kernel; only an explicit `call` rule allows it."""
-
-    reason: str
-    span: Span
-
-
-Effect = (
-    Writes
-    | Reads
-    | Frees
-    | Allocates
-    | Gives
-    | Takes
-    | Lends
-    | StoresCallback
-    | Shares
-    | Returns
-    | Pure
-    | Dangerous
-)
-
-
 # --- gates and entries ------------------------------------------------------------------------------------
 
 
@@ -682,134 +434,6 @@ class Transition:
     until_quiescent: bool
     quiescent_for: int | None
     at_most: int | None
-    span: Span
-
-
-# --- policy tests -----------------------------------------------------------------------------------------
-
-
-class ObjectState(StrEnum):
-    """State of an object that a test is given."""
-
-    OWNED = "owned"
-    HELD = "held"
-    FOREIGN = "foreign"
-    FREED = "freed"
-    UNTRACKED = "untracked"
-    SHARED = "shared"
-    USER = "user"
-
-
-@dataclass(frozen=True, slots=True)
-class TestValue:
-    """A 64-bit number: ``offset`` plus the address of the test's ``object`` or of the ``symbol``, if any."""
-
-    __test__ = False
-
-    object: str | None
-    symbol: str | None
-    offset: int
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class GivenObject:
-    """An object of ``size`` bytes called ``name``; ``fields`` are (offset, size, value), all else is zero."""
-
-    name: str
-    struct: str | None
-    type_id: int | None
-    size: int
-    state: ObjectState
-    capability: str | None
-    fields: tuple[tuple[int, int, TestValue], ...]
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class TestStore:
-    """``function`` (at ``offset``, when one was given) stores ``size`` bytes at ``address``."""
-
-    __test__ = False
-
-    function: str
-    offset: int | None
-    address: TestValue
-    size: int
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class TestCall:
-    """The compartment calls ``callee`` directly; the object that the gate gives is called ``result`` after."""
-
-    __test__ = False
-
-    callee: str
-    arguments: tuple[TestValue, ...]
-    result: str | None
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class TestIndirectCall:
-    """``function`` calls or jumps through a pointer to ``target``."""
-
-    __test__ = False
-
-    function: str
-    offset: int | None
-    target: TestValue
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class TestEnter:
-    """The kernel calls the entry ``function``."""
-
-    __test__ = False
-
-    function: str
-    arguments: tuple[TestValue, ...]
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class TestLeave:
-    """The entry that was entered last returns."""
-
-    __test__ = False
-
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class TestPhase:
-    """From here on the policy is in ``phase``: "transition" or "final"."""
-
-    __test__ = False
-
-    phase: str
-    span: Span
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """The verdict of the step before: "allow", "deny" or "audition"."""
-
-    verdict: str
-    span: Span
-
-
-TestStep = GivenObject | TestStore | TestCall | TestIndirectCall | TestEnter | TestLeave | TestPhase | Expect
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyTest:
-    """A `test` block: its steps in order.  Named numbers are already put in."""
-
-    name: str
-    steps: tuple[TestStep, ...]
     span: Span
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from o2cc.policy.expressions import Checker, add, constant, subtract
+from o2cc.policy.expressions import Checker
+from o2cc.policy.folding import add, constant, subtract
 from o2cc.policy.model import AddressOfField, Expr, LoadField, TypeKind
 from o2cc.policy.structs import pointer_to
 from o2cc.syntax import nodes

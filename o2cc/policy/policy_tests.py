@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 
 from o2cc.diagnostics import Label, Span, did_you_mean, error, warning
 from o2cc.policy import model
+from o2cc.policy.base_types import base_type
 from o2cc.policy.capabilities import capability_named, fits
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Checker, base_type
+from o2cc.policy.expressions import Checker
 from o2cc.policy.expressions import Scope as ExpressionScope
 from o2cc.policy.model import ObjectState, PolicyTest, TestStep, TestValue
 from o2cc.policy.structs import pointer_to, value_type

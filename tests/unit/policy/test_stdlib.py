@@ -10,7 +10,7 @@ import pytest
 
 from o2cc.diagnostics import Collector, DiagnosticError, SourceFile, Span
 from o2cc.kernel import store
-from o2cc.policy.capabilities import capability_named
+from o2cc.policy.capabilities import Capabilities, capability_named
 from o2cc.policy.context import Context
 from o2cc.policy.gates import GateBuilder
 from o2cc.policy.library import FileResolver
@@ -36,7 +36,7 @@ def everything() -> Context:
     collector = Collector()
     program = load_program(ParsedModule("", source, parse(source)), FileResolver(), collector)
     collector.raise_if_errors()
-    return Context(program, None, collector)
+    return Context(program, None, collector, Capabilities())
 
 
 def test_there_is_a_library() -> None:
