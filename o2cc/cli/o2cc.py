@@ -155,14 +155,14 @@ def o2cc(
     reporter.extend(compiled.diagnostics)
     if reporter.has_errors:
         return EXIT_CLEAN  # the reporter turns it into 1
-    if stats is not None:
-        _write_text(stats, json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n")
     if options.emit is not Emit.CHECK:
         target = output or (STANDARD_STREAM if options.emit.is_text else _default_output(policy))
         if target == STANDARD_STREAM:
             click.get_binary_stream("stdout").write(compiled.output)
         else:
             write_atomic(target, compiled.output)
+    if stats is not None:
+        _write_text(stats, json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n")
     return EXIT_CLEAN
 
 
