@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from o2cc import __version__
+from o2cc.bpf.layout import Layout
 from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, Reporter, diagnostic_command, run
 from o2cc.files import STANDARD_STREAM, write_atomic
-from o2cc.options import CompileOptions, Degrade, Emit, Layout
+from o2cc.options import CompileOptions, Degrade, Emit
 from o2cc.report.explain import explain
 from o2cc.report.warnings import WarningOptions, parse_warning_options
 
@@ -158,7 +159,7 @@ def o2cc(
     if options.emit is not Emit.CHECK:
         target = output or (STANDARD_STREAM if options.emit.is_text else _default_output(policy))
         if target == STANDARD_STREAM:
-            click.get_binary_stream("stdout").write(compiled.output)
+            sys.stdout.buffer.write(compiled.output)
         else:
             write_atomic(target, compiled.output)
     if stats is not None:

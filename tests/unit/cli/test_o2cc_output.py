@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from o2cc.bpf.layout import Layout
 from o2cc.cli.common import run
 from o2cc.cli.o2cc import o2cc
 from o2cc.diagnostics import Diagnostic, SourceFile, error, warning
-from o2cc.options import Compiled, CompileOptions, Degrade, Emit, Layout
+from o2cc.options import Compiled, CompileOptions, Degrade, Emit
 
 WARNING = warning("O2C0101", "mild", path="a.o2c")
 
