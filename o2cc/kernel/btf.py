@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel.errors import BROKEN_BTF, failure
 
@@ -111,25 +113,47 @@ class Btf:
         self._cache[id] = found
         return found
 
+    @cached_property
+    def kinds(self) -> bytes:
+        """The kind of every type by its id, the base's included; 0 for void."""
+        types = self.types
+        own = bytes(types[position + 7] & 31 for position in self.positions)
+        return (self.base.kinds if self.base is not None else b"\0") + own
+
+    @cached_property
+    def references(self) -> list[int]:
+        """The last of the three common words of every type by its id: size, or the type that it refers to."""
+        own: list[int] = []
+        if self.positions:
+            words = np.frombuffer(self.types, np.uint8)
+            places = np.array(self.positions, np.int64)[:, None] + np.arange(8, 12)
+            own = words[places].view("<u4").reshape(-1).tolist()
+        return (self.base.references if self.base is not None else [0]) + own
+
     def kind(self, id: int) -> int:
         """The kind of a type, 0 for void."""
-        if id == 0:
-            return 0
-        owner = self.owner(id)
-        return owner.types[owner._position(id) + 7] & 31
+        try:
+            return self.kinds[id]
+        except IndexError:
+            raise self._broken(f"there is no type {id}") from None
 
     def reference(self, id: int) -> int:
         """The type that ``id`` refers to, or its size, by its kind."""
-        owner = self.owner(id)
-        position = owner._position(id)
-        return int.from_bytes(owner.types[position + 8 : position + 12], "little")
+        try:
+            return self.references[id]
+        except IndexError:
+            raise self._broken(f"there is no type {id}") from None
 
     def strip(self, id: int) -> int:
         """``id`` without modifiers and typedefs; 0 for void."""
-        for _ in range(DEPTH_LIMIT):
-            if id == 0 or self.kind(id) not in _STRIPPED:
-                return id
-            id = self.reference(id)
+        all_kinds, references = self.kinds, self.references
+        try:
+            for _ in range(DEPTH_LIMIT):
+                if all_kinds[id] not in _STRIPPED:
+                    return id
+                id = references[id]
+        except IndexError:
+            raise self._broken(f"there is no type {id}") from None
         raise self._broken(f"type {id} refers to itself")
 
     def members(self, id: int) -> tuple[BtfMember, ...]:

@@ -26,7 +26,7 @@ from o2cc.kernel.layout import PADDING_PREFIXES, FunctionRange, Layout, LayoutSe
 from o2cc.kernel.machine import Link
 from o2cc.kernel.ops import DataObject
 from o2cc.kernel.patches import Patches, Table, read_patches
-from o2cc.kernel.scan import analyse
+from o2cc.kernel.scan import analyse, without_collection
 
 CODE_LETTERS = frozenset(b"tTwW")
 DATA_LETTERS = frozenset(b"dDbBrRvV")
@@ -63,6 +63,11 @@ def scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None = Non
 
     Raises DiagnosticError: O2C0420 for a pattern that no function matches, and what reading the kernel raises.
     """
+    with without_collection():
+        return _scan_builtin(kernel, patterns, name)
+
+
+def _scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None) -> Description:
     symbols = kernel.symbols
     elf = kernel.elf
     path = str(kernel.path)

@@ -4,10 +4,12 @@
 The result depends on the bytes of the files alone: the same input gives an equal description.
 """
 
+import gc
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,8 +113,25 @@ def scan_module(path: str | Path, kernel: Kernel) -> Description:
     return describe_module(read_module(path), str(path), module_name(path), kernel)
 
 
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No cyclic garbage collection meanwhile: a scan makes many objects that all stay, and no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Description:
     """Describe a module whose (unpacked) bytes are ``data``; ``path`` is for messages only."""
+    with without_collection():
+        return _describe_module(data, path, name, kernel)
+
+
+def _describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Description:
     elf = read_elf(data, path)
     if not elf.relocatable:
         raise failure(NOT_ELF, "not a kernel module: the file is not relocatable", path)

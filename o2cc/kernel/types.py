@@ -237,31 +237,47 @@ class TypeBuilder:
                 self.enums[name] = Enum(name, self.btf.enumerators(id))
 
     def _embedded(self, seeds: dict[int, None]) -> dict[int, None]:
+        """The seeds and all aggregates inside of them."""
         found: dict[int, None] = {}
         pending = list(seeds)
         pending.reverse()
         while pending:
             id = pending.pop()
-            if id in found:
-                continue
-            found[id] = None
-            for _, type_id, _ in self.btf.member_rows(id):
-                inner = self.btf.strip(type_id)
-                for _ in range(kinds.DEPTH_LIMIT):
-                    if self.btf.kind(inner) != kinds.ARRAY:
-                        break
-                    inner = self.btf.strip(self.btf.array(inner)[0])
-                if self.btf.kind(inner) in (kinds.STRUCT, kinds.UNION):
-                    pending.append(inner)
+            if id not in found:
+                found[id] = None
+                pending += self._inner(id)[0]
         return found
 
-    def _pointed(self, id: int) -> list[int]:
-        found = []
-        for _, type_id, _ in self.btf.member_rows(id):
-            if self.btf.kind(self.btf.strip(type_id)) == kinds.PTR:
-                target = self.aggregate_behind(type_id)
+    def _pointed(self, id: int) -> tuple[int, ...]:
+        return self._inner(id)[1]
+
+    def _inner(self, id: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The aggregates that a struct or union embeds, and those that its pointers lead to."""
+        btf = self.btf
+        # Kept with the type's own section: of the kernel's structs once for all modules.
+        notes = btf.owner(id).notes
+        known: tuple[tuple[int, ...], tuple[int, ...]] | None = notes.get(("inner", id))
+        if known is not None:
+            return known
+        embedded: list[int] = []
+        pointed: list[int] = []
+        for _, type_id, _ in btf.member_rows(id):
+            inner = btf.strip(type_id)
+            kind = btf.kind(inner)
+            if kind == kinds.PTR:
+                target = self.aggregate_behind(inner)
                 if target is not None:
-                    found.append(target)
+                    pointed.append(target)
+                continue
+            for _ in range(kinds.DEPTH_LIMIT):
+                if kind != kinds.ARRAY:
+                    break
+                inner = btf.strip(btf.array(inner)[0])
+                kind = btf.kind(inner)
+            if kind in (kinds.STRUCT, kinds.UNION):
+                embedded.append(inner)
+        found = (tuple(embedded), tuple(pointed))
+        notes["inner", id] = found
         return found
 
     def table(self, prototypes: Mapping[str, Prototype]) -> TypeTable:
