@@ -22,6 +22,9 @@ from o2cc.policy.structs import pointer_to
 from o2cc.policy.substitute import substitute_argument
 from o2cc.syntax import nodes
 
+# All ranges of a capability are looked at in one check, which must stay small.
+MAX_RANGES = 16
+
 
 class Capabilities:
     """The capability finder of a run."""
@@ -38,7 +41,7 @@ class Capabilities:
 def capability_named(context: Context, module: ParsedModule, name: nodes.QualifiedName) -> Capability | None:
     """The capability that ``name`` means in ``module``; reports what is wrong with the name or the definition."""
     defined = context.program.lookup(module, nodes.CapsDef, name, context.collector)
-    return None if defined is None else _resolve(context, defined, name.span)
+    return None if defined is None else _resolve(context, defined)
 
 
 def capabilities_for(context: Context, module: ParsedModule, struct: str) -> tuple[Capability, ...]:
@@ -47,7 +50,7 @@ def capabilities_for(context: Context, module: ParsedModule, struct: str) -> tup
     for _, defined in sorted(context.program.visible(module, nodes.CapsDef).items()):
         assert isinstance(defined.node, nodes.CapsDef)
         if _struct_name(defined.node) == struct:
-            capability = _resolve(context, defined, defined.node.span)
+            capability = _resolve(context, defined)
             if capability is not None:
                 found.append(capability)
     return tuple(found)
@@ -60,15 +63,24 @@ def _struct_name(node: nodes.CapsDef) -> str | None:
     return None
 
 
-def _resolve(context: Context, defined: Defined, use: Span) -> Capability | None:
+def _resolve(context: Context, defined: Defined) -> Capability | None:
     node = defined.node
     assert isinstance(node, nodes.CapsDef)
     known = context.capabilities.get(id(node))
     if known is not None:
         return known
-    if id(node) in context.resolving:
-        context.collector.add(error("O2C0207", f"capability `{node.name.text}` needs itself", node.name.span))
+    if id(node) in context.broken_capabilities:
         return None
+    capability = _make(context, defined.module, node)
+    if capability is None:
+        context.broken_capabilities.add(id(node))
+    else:
+        context.capabilities[id(node)] = capability
+    return capability
+
+
+def _make(context: Context, module: ParsedModule, node: nodes.CapsDef) -> Capability | None:
+    """Resolve a definition; None after a diagnostic, which comes once."""
     if _struct_name(node) is None:
         context.collector.add(
             error(
@@ -84,17 +96,12 @@ def _resolve(context: Context, defined: Defined, use: Span) -> Capability | None
     struct = context.struct(parameter.type.name)
     if struct is None:
         return None
-    context.resolving.append(id(node))
-    try:
-        scope = Scope(
-            defined.module, parameters={parameter.name.text: (0, pointer_to(struct.name, struct.size))}
-        )
-        ranges = _ranges(context, scope, node)
-    finally:
-        context.resolving.pop()
+    scope = Scope(module, parameters={parameter.name.text: (0, pointer_to(struct.name, struct.size))})
+    with context.resolving_definition(node, f"capability `{node.name.text}`", node.name.span) as possible:
+        ranges = _ranges(context, scope, node) if possible else None
     if ranges is None:
         return None
-    capability = Capability(
+    return Capability(
         name=node.name.text,
         number=len(context.capabilities) + 1,
         struct=struct.name,
@@ -103,8 +110,6 @@ def _resolve(context: Context, defined: Defined, use: Span) -> Capability | None
         ranges=ranges,
         span=node.span,
     )
-    context.capabilities[id(node)] = capability
-    return capability
 
 
 def _ranges(context: Context, scope: Scope, node: nodes.CapsDef) -> tuple[CapabilityRange, ...] | None:
@@ -145,6 +150,16 @@ def _ranges(context: Context, scope: Scope, node: nodes.CapsDef) -> tuple[Capabi
             )
             continue
         ranges.append(CapabilityRange(place.pointer, add(place.pointer, length, item.span), item.span))
+    if len(ranges) > MAX_RANGES:
+        context.collector.add(
+            error(
+                "O2C0228",
+                f"capability `{node.name.text}` has {len(ranges)} ranges",
+                node.name.span,
+                f"at most {MAX_RANGES} can be checked",
+            )
+        )
+        return None
     return tuple(ranges) if complete else None
 
 

@@ -22,7 +22,7 @@ from o2cc.kernel.description import Description
 from o2cc.policy import model
 from o2cc.policy.calls import CallDecider, ScopedCall, indirect_targets, kernel_callbacks
 from o2cc.policy.capabilities import Capabilities
-from o2cc.policy.context import Context
+from o2cc.policy.context import Context, LimitedCollector
 from o2cc.policy.entries import EntryBuilder
 from o2cc.policy.features import required_features
 from o2cc.policy.gates import GateBuilder, GateRule
@@ -65,7 +65,7 @@ def check(
     raises DiagnosticError with all errors (and warnings) if there is any error.  Without a description, names of the
     target are not looked up and the result serves for diagnostics only.
     """
-    collector = Collector()
+    collector = LimitedCollector()
     program = load_program(main, resolve or NoModules(), collector)
     node = _select(program, compartment, collector)
     if node is None:

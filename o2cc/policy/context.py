@@ -3,14 +3,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from o2cc.diagnostics import Collector, Diagnostic, Span, did_you_mean, error
+from o2cc.diagnostics import Collector, Diagnostic, DiagnosticError, Severity, Span, did_you_mean, error
 from o2cc.kernel.description import Description, FieldPlace, Struct, TypeTable
-from o2cc.policy.model import Capability, GrantedType
+from o2cc.policy.model import Capability, GrantedType, ValueType
 from o2cc.policy.names import ParsedModule, Program
 from o2cc.syntax import nodes
+
+# How many definitions may need each other in a row.
+MAX_DEPTH = 64
+
+
+class LimitedCollector(Collector):
+    """A collector that ends the run at `MAX_ERRORS` errors, so that no input makes it run long."""
+
+    errors = 0
+
+    def add(self, diagnostic: Diagnostic) -> None:
+        """Keep one more; raises DiagnosticError at the limit."""
+        super().add(diagnostic)
+        if diagnostic.severity is not Severity.ERROR:
+            return
+        self.errors += 1
+        if self.errors >= MAX_ERRORS:
+            self.diagnostics.append(
+                error(
+                    "O2C0227",
+                    f"{MAX_ERRORS} errors, and not looking further",
+                    help="mend these first",
+                    path=diagnostic.source,
+                )
+            )
+            raise DiagnosticError(self.diagnostics)
+
+
+MAX_ERRORS = 100
 
 
 @dataclass
@@ -59,6 +90,8 @@ class Context:
     table: TypeTable = field(init=False)
     types: TypeNumbers = field(init=False)
     capabilities: dict[int, Capability] = field(default_factory=dict)  # by id of the CapsDef node
+    broken_capabilities: set[int] = field(default_factory=set)
+    constants: dict[int, tuple[int, ValueType, str] | None] = field(default_factory=dict)
     resolving: list[int] = field(default_factory=list)
     granted_structs: set[str] = field(default_factory=set)
 
@@ -70,6 +103,25 @@ class Context:
     def has_target(self) -> bool:
         """Whether names can be checked against a target."""
         return self.description is not None
+
+    @contextmanager
+    def resolving_definition(self, node: nodes.Node, what: str, span: Span) -> Iterator[bool]:
+        """Guards the resolution of a definition: False, after a diagnostic at ``span``, if it needs itself
+        (O2C0207) or if definitions need each other too deeply (O2C0226)."""
+        cyclic = id(node) in self.resolving
+        if cyclic or len(self.resolving) >= MAX_DEPTH:
+            message = (
+                f"{what} needs itself" if cyclic else f"{what} needs too many others one after the other"
+            )
+            label = "" if cyclic else f"at most {MAX_DEPTH}"
+            self.collector.add(error("O2C0207" if cyclic else "O2C0226", message, span, label))
+            yield False
+            return
+        self.resolving.append(id(node))
+        try:
+            yield True
+        finally:
+            self.resolving.pop()
 
     def struct(self, name: nodes.Name) -> Struct | None:
         """The struct or union of that name; reports one that is unknown (O2C0210)."""

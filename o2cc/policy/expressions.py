@@ -406,21 +406,28 @@ class Checker:
     def _constant_definition(
         self, definition: nodes.Const, module: ParsedModule, use: nodes.Path
     ) -> Typed | None:
-        context = self.context
-        if id(definition) in context.resolving:
-            self.report("O2C0207", f"constant `{definition.name.text}` needs itself", definition.span)
+        constants = self.context.constants
+        if id(definition) not in constants:
+            constants[id(definition)] = self._constant_in(definition, module)
+        found = constants[id(definition)]
+        if found is None:
             return None
-        context.resolving.append(id(definition))
-        try:
-            typed = Checker(context, Scope(module)).expression(definition.value)
-        finally:
-            context.resolving.pop()
+        value, type_, unit = found
+        return Typed(constant(value, use.span, type_), Unit(unit))
+
+    def _constant_in(
+        self, definition: nodes.Const, module: ParsedModule
+    ) -> tuple[int, ValueType, str] | None:
+        """Value, type and unit of a constant; None after a diagnostic, which comes once."""
+        what = f"constant `{definition.name.text}`"
+        with self.context.resolving_definition(definition, what, definition.span) as possible:
+            typed = Checker(self.context, Scope(module)).expression(definition.value) if possible else None
         if typed is None:
             return None
         if not isinstance(typed.expr, Const):
             self.report("O2C0223", f"`{definition.name.text}` is not a constant", definition.value.span)
             return None
-        return Typed(constant(typed.expr.value, use.span, typed.type), typed.unit)
+        return typed.expr.value, typed.type, typed.unit.value
 
     def _follow(
         self, base: Expr, parts: tuple[nodes.Name, ...], node: nodes.Path, start: int

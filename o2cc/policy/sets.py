@@ -16,7 +16,7 @@ from enum import IntEnum
 
 from o2cc.diagnostics import Span, did_you_mean, error, warning
 from o2cc.policy.context import Context
-from o2cc.policy.names import ParsedModule
+from o2cc.policy.names import Defined, ParsedModule
 from o2cc.syntax import nodes
 
 
@@ -43,7 +43,7 @@ class Universe:
 
     ``noun`` says what they are, for diagnostics.  ``strict``: a name outside is an error (O2C0213); otherwise it is
     kept out and `unknown` gathers it.  ``quiet``: nothing is said of patterns that fit nothing either.  ``open``: there
-    are more names than these, so that a plain name is always kept.
+    are more names than these, so that a plain name is always kept.  ``sets``: named sets that are resolved already.
     """
 
     names: Collection[str]
@@ -52,6 +52,7 @@ class Universe:
     strict: bool
     quiet: bool = False
     open: bool = False
+    sets: dict[int, Mapping[str, Exactness]] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -109,24 +110,8 @@ def _add(
             if defined is None:
                 return
             assert isinstance(defined.node, nodes.SetDef)
-            if id(defined.node) in context.resolving:
-                context.collector.add(
-                    error("O2C0207", f"set `{defined.node.name.text}` needs itself", element.span)
-                )
-                return
-            context.resolving.append(id(defined.node))
-            try:
-                excluded: dict[str, Mention] = {}
-                inner: dict[str, Mention] = {}
-                for part in defined.node.value.include:
-                    _add(context, defined.module, part, universe, inner, {}, through or element.span)
-                for part in defined.node.value.exclude:
-                    _add(context, defined.module, part, universe, excluded, {}, through or element.span)
-            finally:
-                context.resolving.pop()
-            for name, mention in inner.items():
-                if name not in excluded:
-                    _mention(into, name, mention)
+            for name, exactness in _set_names(context, defined, universe, element.span).items():
+                _mention(into, name, Mention(through or element.span, exactness))
         case nodes.SymbolPattern() if element.is_glob:
             matched = [name for name in universe.names if fnmatch.fnmatchcase(name, element.text)]
             for name in matched:
@@ -150,6 +135,26 @@ def _add(
                             help=did_you_mean(element.text, universe.names),
                         )
                     )
+
+
+def _set_names(context: Context, defined: Defined, universe: Universe, use: Span) -> Mapping[str, Exactness]:
+    """The names of a named set."""
+    node = defined.node
+    assert isinstance(node, nodes.SetDef)
+    known = universe.sets.get(id(node))
+    if known is not None:
+        return known
+    included: dict[str, Mention] = {}
+    excluded: dict[str, Mention] = {}
+    with context.resolving_definition(node, f"set `{node.name.text}`", use) as possible:
+        if possible:
+            for part in node.value.include:
+                _add(context, defined.module, part, universe, included, {}, use)
+            for part in node.value.exclude:
+                _add(context, defined.module, part, universe, excluded, {}, use)
+    names = {name: mention.exactness for name, mention in included.items() if name not in excluded}
+    universe.sets[id(node)] = names
+    return names
 
 
 def _where(element: nodes.SymbolPattern, through: Span | None, exactness: Exactness) -> Mention:

@@ -69,6 +69,16 @@ CASES: dict[str, str] = {
     if False
     else compartment("gate send(sk, skb) { writes skb.users.value.low }"),
     "icall_target_unknown": compartment("icall { demo_opne }"),
+    "constants_too_deep": compartment(
+        "gate send(sk, skb) { require skb.len == A0 }",
+        before="".join(f"const A{i} = A{i + 1}\n" for i in range(70)) + "const A70 = 1\n",
+    ),
+    "capability_too_large": compartment(
+        "entry demo_rcv(skb) { gives skb as c5 }",
+        before="caps c0(s: struct sk_buff) { s whole }\n"
+        + "".join(f"caps c{i + 1}(s: struct sk_buff) {{ s as c{i}  s as c{i} }}\n" for i in range(5)),
+    ),
+    "too_many_errors": compartment(*[f"write struct sock {{ x{i} }}" for i in range(120)]),
     # --- types and units
     "condition_is_number": compartment("gate send(sk, skb) { require skb.len }"),
     "not_of_number": compartment("gate send(sk, skb) { require !skb.len }"),
