@@ -245,7 +245,8 @@ class Site:
     ``code_hash``: 32 bits over the instruction with the relocated fields zeroed; ``relocated`` says which
     bytes these are: (offset in the instruction, length). ``patched``: the kernel rewrites this instruction.
     ``probe`` is at the site itself where that is possible; ``earlier``, if there is one, is the nearest
-    equivalent place before it that can be jump-optimized where ``probe`` cannot.
+    equivalent place before it that can be jump-optimized where ``probe`` cannot. ``frame_pointer``: rbp holds the
+    address just below the return address slot (functions that round their stack pointer down keep it so).
     """
 
     offset: int
@@ -270,6 +271,7 @@ class Site:
     earlier: Probe | None = None
     frame_range: tuple[int, int] | None = None
     count: int | None = None
+    frame_pointer: bool = False
 
     @property
     def writes(self) -> bool:

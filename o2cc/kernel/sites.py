@@ -22,6 +22,7 @@ from o2cc.kernel.layout import Layout
 from o2cc.kernel.machine import (
     ARGUMENT_REGISTERS,
     NO_REGISTER,
+    RBP,
     REGISTERS,
     RSP,
     Effect,
@@ -311,9 +312,11 @@ class _SiteBuilder:
         self.into = into
         self.index = -1
         self.unknown_height: int | None = None
+        self.frame_pointer = False
 
     def add(self, item: Instruction, state: State) -> None:
         self.index += 1
+        self.frame_pointer = state.registers[RBP] == (STACK, -8)
         flow = item.flow
         if flow == Flow.NEXT and item.write is None and not item.stack_write:
             return
@@ -456,6 +459,7 @@ class _SiteBuilder:
                 earlier=earlier,
                 frame_range=within,
                 count=count,
+                frame_pointer=self.frame_pointer,
             )
         )
 

@@ -32,6 +32,7 @@ CACHE_STRUCTS: Mapping[str, str] = {
 INSTANCES: Mapping[str, tuple[str, ...]] = {
     "net": ("init_net",),  # net/core/net_namespace.c
     "task_struct": ("init_task",),  # init/init_task.c
+    "sctp_globals": ("sctp_globals",),  # net/sctp/protocol.c
 }
 
 

@@ -72,8 +72,7 @@ class Lowering:
     ) -> None:
         """Bind a check to a place of ``function``; ``place`` gives the stack height there."""
         number = len(self.sites)
-        height = place.stack_height if place is not None else 0
-        frame = frame_at(function, height, self.description.function_by_name)
+        frame = frame_at(function, place, self.description.function_by_name)
         owner = function.parent or function.name
         self.rows.append(
             (self.scopes.mask(owner), frame.height, frame.saved, frame.bp_slot, ACTION_CODES[action])

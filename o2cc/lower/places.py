@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.kernel.description import Description, Function, Section, StaticAddress
+from o2cc.kernel.description import Description, Function, Section, Site, StaticAddress
 
 UNKNOWN_HEIGHT = 0xFFFF
 BY_FRAME_POINTER = 0xFFFE
@@ -53,33 +53,19 @@ class Frame:
     bp_slot: int
 
 
-def keeps_frame_pointer(function: Function) -> bool:
-    """Whether rbp points just below the return address in the function's body.
-
-    These kernels have no frame pointers but in functions that align their stack: only there is the distance from
-    rsp to the return address unknown.
-    """
-    return any(
-        site.operand is not None
-        and site.operand.base == "rbp"
-        and site.operand.index is None
-        and site.frame_offset is not None
-        and site.frame_offset - site.operand.displacement == -8
-        for site in function.sites
-    )
-
-
-def frame_at(function: Function, height: int | None, functions: Mapping[str, Function]) -> Frame:
-    """The frame at a site with this stack height; a ``.cold`` part has its parent's saved registers."""
+def frame_at(function: Function, site: Site | None, functions: Mapping[str, Function]) -> Frame:
+    """The frame at a site (None: at the function's first instruction); a ``.cold`` part has its parent's saved
+    registers."""
     owner = functions.get(function.parent, function) if function.parent else function
     bp_offset = next((-offset for register, offset in owner.saved if register == "rbp"), 0)
+    height = site.stack_height if site is not None else 0
     if height is not None and 0 <= height < BY_FRAME_POINTER:
         # Before the prologue has pushed a register, it still is where the caller left it.
         pushed = min(owner.frame, height)
         return Frame(height, pushed, bp_offset // 8 if bp_offset <= height else 0)
-    if height is None and keeps_frame_pointer(owner):
+    if height is None and site is not None and site.frame_pointer:
         return Frame(BY_FRAME_POINTER, owner.frame, bp_offset // 8)
-    return Frame(UNKNOWN_HEIGHT, owner.frame, 0)
+    return Frame(UNKNOWN_HEIGHT, 0, 0)
 
 
 def hash_table(
@@ -116,7 +102,7 @@ def return_table(description: Description) -> tuple[ir.Table, int]:
             continue
         for site in function.sites:
             if site.kind in ("call", "indirect_call"):
-                frame = frame_at(function, site.stack_height, description.function_by_name)
+                frame = frame_at(function, site, description.function_by_name)
                 flat = starts[function.section] + function.offset + site.offset + site.length + 1
                 rows[flat] = (frame.height, frame.saved, frame.bp_slot)
     return hash_table("returns", rows, (("flat", 4), ("height", 2), ("saved", 1), ("bp_slot", 1)))

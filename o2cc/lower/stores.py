@@ -35,6 +35,12 @@ def _lower_store(lowering: Lowering, function: Function, site: Site) -> None:
         return
     if operand is None or not operand.is_memory:
         return
+    if site.mnemonic == "lock add" and operand.base == "rsp" and operand.displacement < 0:
+        # smp_mb() on x86-64 (arch/x86/include/asm/barrier.h, 6.1): the word below the stack pointer is no object.
+        lowering.discharge(
+            function, site.offset, ir.SiteKind.STORE, "barrier", "adds 0 below the stack pointer", None
+        )
+        return
     if operand.segment == "gs" and operand.static is not None and operand.static.symbol in KERNEL_PER_CPU:
         lowering.discharge(
             function,
