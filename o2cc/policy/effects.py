@@ -19,7 +19,8 @@ from o2cc.policy.expr import Expr
 
 @dataclass(frozen=True, slots=True)
 class CapabilityRange:
-    """``[start, end)`` as addresses; both may read the object, which is ``ArgumentValue(0)``."""
+    """``[start, end)`` as addresses; both may read the object, which is ``ArgumentValue(0)``.  A range that starts at
+    null (a buffer that is not there) is empty."""
 
     start: Expr
     end: Expr
