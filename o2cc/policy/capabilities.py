@@ -181,10 +181,10 @@ def fits(context: Context, capability: Capability, type_: ValueType, span: Span)
 
 def related(context: Context, one: str, other: str) -> bool:
     """Whether two structs are the same, or objects of one begin with the other."""
-    return one == other or _is_prefix(context, one, other) or _is_prefix(context, other, one)
+    return one == other or begins_with(context, one, other) or begins_with(context, other, one)
 
 
-def _is_prefix(context: Context, inner: str, outer: str) -> bool:
+def begins_with(context: Context, inner: str, outer: str) -> bool:
     """Whether objects of ``outer`` begin with one of ``inner`` (as `struct sctp_sock` with `struct sock`)."""
     current = outer
     for _ in range(8):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from o2cc.diagnostics import Span, error
 from o2cc.policy import model
-from o2cc.policy.capabilities import capabilities_for, capability_named, fits
+from o2cc.policy.capabilities import begins_with, capabilities_for, capability_named, fits
 from o2cc.policy.context import Context
 from o2cc.policy.expressions import Checker, Scope
 from o2cc.policy.folding import compare, constant, either, is_constant
@@ -153,7 +153,9 @@ class ClauseChecker:
             model.Frees(found.pointer, capability.name if capability else None, clause.span, condition)
         )
         if capability is not None:
-            self._imply(self._held(found.pointer, capability, clause.span), found.pointer, None, clause.span)
+            self._imply(
+                self._held(found.pointer, capability, clause.span), found.pointer, condition, clause.span
+            )
             return
         freeable = Predicate(PredicateKind.FREEABLE, (found.pointer,), BOOLEAN, clause.span)
         none = compare(
@@ -162,7 +164,7 @@ class ClauseChecker:
             constant(_ZERO_SIZE_POINTER, clause.span),
             clause.span,
         )
-        self._add_requirement(either(none, freeable), None, clause.span)
+        self._add_requirement(either(none, freeable), condition, clause.span)
 
     def _allocates(self, clause: nodes.Allocates) -> None:
         condition, valid = self._when(clause.when)
@@ -277,7 +279,14 @@ class ClauseChecker:
         return fitting[0] if len(fitting) == 1 else None
 
     def _held(self, pointer: Expr, capability: Capability, span: Span) -> Expr:
-        return Predicate(PredicateKind.HELD, (pointer,), BOOLEAN, span, capability.type_id, capability.name)
+        """That the capability is held.  One without memory only says what the object is, which the object's own
+        cache can say as well."""
+        required: Expr = Predicate(
+            PredicateKind.HELD, (pointer,), BOOLEAN, span, capability.type_id, capability.name
+        )
+        if not capability.ranges:
+            required = or_granted(self.context, required, pointer, capability.struct, span)
+        return required
 
     def _when(self, when: nodes.Expression | None) -> tuple[Expr | None, bool]:
         """The condition of an effect, and whether it is valid."""
@@ -377,9 +386,17 @@ def implied_by_type(
     names: list[str | None] = [capability.name for capability in fitting]
     for held in names or [None]:
         required = either(required, Predicate(PredicateKind.HELD, (argument,), BOOLEAN, span, number, held))
-    if type_.struct in context.granted_structs:
-        required = either(required, Predicate(PredicateKind.GRANTED, (argument,), BOOLEAN, span, number))
+    required = or_granted(context, required, argument, type_.struct, span)
     return Requirement(required, action, span, implied=True)
+
+
+def or_granted(context: Context, required: Expr, pointer: Expr, struct: str, span: Span) -> Expr:
+    """The requirement, or that the object is certainly of a granted struct that is ``struct`` or begins with it."""
+    for granted in sorted(context.granted_structs):
+        if granted == struct or begins_with(context, struct, granted):
+            number = context.types.number(granted)
+            required = either(required, Predicate(PredicateKind.GRANTED, (pointer,), BOOLEAN, span, number))
+    return required
 
 
 def _reaches_further(capability: Capability) -> bool:

@@ -77,6 +77,16 @@ def test_a_granted_struct_can_be_an_argument() -> None:
     assert requires(mystery)[0] == "<(((($0 == 0) or owned($0)) or held($0)) or granted($0))>"
 
 
+def test_an_object_of_a_cache_of_its_own_needs_no_capability_that_is_only_its_identity() -> None:
+    send = gate("send", "write struct demo_sock { extra }  // reason")
+    assert requires(send) == [
+        "<(($0 == 0) or (held($0, socket) or granted($0)))>",
+        "<(($1 == 0) or held($1, packet))>",
+    ]
+    send = gate("send", "write struct sk_buff { len }  // reason")
+    assert requires(send)[1] == "<(($1 == 0) or held($1, packet))>"
+
+
 def test_owning_is_not_enough_where_a_capability_reaches_further() -> None:
     found = gate("kfree_skb", before="extern fn kfree_skb(skb) {}\n")
     assert requires(found) == ["<(($0 == 0) or held($0, packet))>"]
