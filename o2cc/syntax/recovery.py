@@ -128,12 +128,13 @@ class Recovery:
             )
         else:
             problems.add(self._diagnose(interactive, token, accepted))
+        is_unknown_item = problems.diagnostics[-1].code == "O2C0112" and self._first_on_line(start)
         if token.type == "$END":
             return False
         if start <= self._last_position:
             start = self._last_position + 1  # never the same place twice
         self._last_position = start
-        return self._synchronize(interactive, state, start)
+        return self._synchronize(interactive, state, start, self._column(start) if is_unknown_item else None)
 
     def _swallowed_keyword(self, start: int, values: list[Any]) -> re.Match[str] | None:
         """The keyword before the error, if it begins a line and so was meant to begin an item."""
@@ -152,7 +153,8 @@ class Recovery:
 
     # -------------------------------------------------------------- finding the next item
 
-    def _synchronize(self, interactive: Interactive, state: Any, start: int) -> bool:
+    def _synchronize(self, interactive: Interactive, state: Any, start: int, item_column: int | None) -> bool:
+        """Go on after `start`. With an item column, other unknown items of the block begin there."""
         depth = _open_braces(state.value_stack)
         while self._next_mark < len(self.marks) and self.marks[self._next_mark].start() < start:
             self._next_mark += 1
@@ -176,7 +178,16 @@ class Recovery:
                         return True
                 elif not inner and self._resume(interactive, state, depth, self.words[word], mark.start()):
                     return True
+            elif not inner and mark.start() > start and self._is_item_at(mark.start(), item_column):
+                interactive.lexer_thread.state.line_ctr.char_pos = mark.start()
+                return True
         return False
+
+    def _is_item_at(self, offset: int, column: int | None) -> bool:
+        return column == self._column(offset) and self._first_on_line(offset)
+
+    def _column(self, offset: int) -> int:
+        return offset - self.text.rfind("\n", 0, offset)
 
     def _first_on_line(self, offset: int) -> bool:
         return not self.text[self.text.rfind("\n", 0, offset) + 1 : offset].strip()

@@ -159,3 +159,8 @@ def test_an_error_does_not_hide_the_next_item() -> None:
     codes = outcome("compartment a { gate f(n { } }\n" + "const X = \n" + SMALL + "set s { a }\n")
     assert isinstance(codes, tuple)
     assert len(codes) == 3
+
+
+def test_unknown_items_side_by_side_are_all_found() -> None:
+    text = "compartment a {\n    writ struct s { x }\n    gat f(x)\n    cal imports\n    heap tracked\n}\nconts X = 1\n"
+    assert outcome(text) == ("O2C0112",) * 4

@@ -412,3 +412,29 @@ def test_line_ends_mean_nothing() -> None:
         "use\na\n.\nb\ncompartment\r\nc\n{\nheap\ntracked\nstack\nprivate\n1\nKiB\non\nviolation\ndeny\n}"
     )
     assert n.without_spans(one_line).items == n.without_spans(many).items
+
+
+def test_grammar_has_no_conflicts(caplog: pytest.LogCaptureFixture) -> None:
+    """lark settles a conflict silently, by shifting; one form would then shadow another."""
+    import logging
+
+    from lark import Lark
+    from lark import logger as lark_logger
+
+    from o2cc.resources import resource_directory
+
+    text = (resource_directory("grammar") / "o2c.lark").read_text(encoding="utf-8")
+    level = lark_logger.level
+    lark_logger.setLevel(logging.DEBUG)
+    lark_logger.addHandler(caplog.handler)
+    try:
+        Lark(
+            'start: "a" | start start', parser="lalr", debug=True
+        )  # has one, so that silence means something
+        assert "conflict" in caplog.text.lower()
+        caplog.clear()
+        Lark(text, parser="lalr", debug=True, maybe_placeholders=False)
+    finally:
+        lark_logger.removeHandler(caplog.handler)
+        lark_logger.setLevel(level)
+    assert "conflict" not in caplog.text.lower()
