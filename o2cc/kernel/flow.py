@@ -166,7 +166,7 @@ def ends_block(item: Instruction, patches: Patches) -> bool:
     """Whether control need not go on at the following instruction."""
     flow = item.flow
     if flow == Flow.NEXT:
-        return item.mnemonic in ("int3", "hlt")
+        return item.mnemonic == "int3"
     if flow == Flow.CALL:
         return item.symbol in NO_RETURN
     if flow == Flow.STOP:

@@ -261,13 +261,19 @@ class TypeBuilder:
             return known
         embedded: list[int] = []
         pointed: list[int] = []
+        # What a declaration of the kernel stands for may be in the module, and differ from module to module.
+        own_end = btf.owner(id).end_id
+        whole = True
         for _, type_id, _ in btf.member_rows(id):
             inner = btf.strip(type_id)
             kind = btf.kind(inner)
             if kind == kinds.PTR:
                 target = self.aggregate_behind(inner)
+                whole = whole and (target is None or target < own_end)
                 if target is not None:
                     pointed.append(target)
+                else:
+                    whole = whole and not self._is_forward(inner)
                 continue
             for _ in range(kinds.DEPTH_LIMIT):
                 if kind != kinds.ARRAY:
@@ -277,8 +283,18 @@ class TypeBuilder:
             if kind in (kinds.STRUCT, kinds.UNION):
                 embedded.append(inner)
         found = (tuple(embedded), tuple(pointed))
-        notes["inner", id] = found
+        if whole:
+            notes["inner", id] = found
         return found
+
+    def _is_forward(self, pointer: int) -> bool:
+        """Whether a pointer leads to a struct that is only declared."""
+        for _ in range(kinds.DEPTH_LIMIT):
+            pointer = self.btf.strip(pointer)
+            if self.btf.kind(pointer) != kinds.PTR:
+                break
+            pointer = self.btf.reference(pointer)
+        return self.btf.kind(pointer) == kinds.FWD
 
     def table(self, prototypes: Mapping[str, Prototype]) -> TypeTable:
         """The finished table, everything in order of names."""

@@ -104,10 +104,8 @@ class ValueAnalysis:
         for block in unit.blocks.values():
             for successor in block.successors:
                 predecessors[successor].append(block.start)
-            for _, fixup in block.faults:
-                predecessors[fixup].append(~block.start)
         exits: dict[int, State] = {}
-        faults: dict[tuple[int, int], State] = {}
+        faults: dict[tuple[int, int, int], State] = {}
         visits: dict[int, int] = {}
         sticky: dict[int, set[object]] = {}
         reached: set[int] = set()
@@ -125,11 +123,7 @@ class ValueAnalysis:
                 incoming = [
                     exits[source] for source in predecessors[address] if source >= 0 and source in exits
                 ]
-                incoming += [
-                    state
-                    for (source, fixup), state in faults.items()
-                    if fixup == address and ~source in predecessors[address]
-                ]
+                incoming += [state for (_, _, fixup), state in faults.items() if fixup == address]
                 visits[address] = visits.get(address, 0) + 1
                 kept = sticky.setdefault(address, set()) if visits[address] > _STICKY_AFTER else None
                 start = self._join(address, incoming, address in roots, kept)
@@ -142,7 +136,7 @@ class ValueAnalysis:
                 exits[address] = state
                 pending.update(block.successors)
                 for index, fixup in block.faults:
-                    faults[(block.start, fixup)] = self._fault_state(block, start, index)
+                    faults[block.start, index, fixup] = self._fault_state(block, start, index)
                     pending.add(fixup)
             rest = [address for address in order if address not in reached]
             if not rest:
