@@ -173,6 +173,30 @@ def test_split_btf_continues_the_kernels() -> None:
     assert place.offset == 8
 
 
+def test_modules_do_not_see_each_others_structs() -> None:
+    """The kernel only declares `secret`; one module defines it. What is kept of the kernel must not mix them."""
+    base_writer = kernel_btf()
+    declared = base_writer.add(7, "secret", 0, 0)
+    base_writer.struct("holder", 8, [("hidden", base_writer.pointer(declared), 0)])
+
+    def with_definition(base: Btf) -> TypeBuilder:
+        writer = BtfWriter(base.end_id, base.end_string)
+        writer.struct("secret", 4, [("inside", 1, 0)])
+        return TypeBuilder(read_btf(writer.bytes(), "one", base))
+
+    def without(base: Btf) -> TypeBuilder:
+        return TypeBuilder(read_btf(BtfWriter(base.end_id, base.end_string).bytes(), "other", base))
+
+    for order in ((with_definition, without), (without, with_definition)):
+        base = read_btf(base_writer.bytes(), "vmlinux")
+        holder = base.find("holder", kinds.STRUCT)
+        assert holder is not None
+        for make in order:
+            builder = make(base)
+            builder.add_structs([holder])
+            assert ("secret" in builder.table({}).struct_by_name) == (make is with_definition)
+
+
 def test_kernel_facts() -> None:
     symbols = read_kallsyms(kallsyms(SYMBOLS), "vmlinux")
     facts = kernel_facts(read_btf(kernel_btf().bytes(), "vmlinux"), symbols, "aa")
