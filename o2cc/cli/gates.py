@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
-from o2cc.cli.scan import _describe
+from o2cc.cli.scan import describe_target
 from o2cc.kernel import store
 from o2cc.policy.library import FileResolver
 from o2cc.policy.unknown import UnknownGate, unknown_gates
@@ -30,7 +30,7 @@ def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: boo
     if target.endswith(".o2k"):
         description = store.load(Path(target))
     else:
-        description = _describe(target, None, kernel_name, None)
+        description = describe_target(target, None, kernel_name, None)
     resolver = FileResolver()
     libraries = tuple(name for name in resolver.names() if name.startswith("std."))
     found, total = unknown_gates(description, libraries, resolver)

@@ -65,7 +65,7 @@ def scan(
         _scan_all(reporter, Path(directory), kernel_name, limit, json_form)
         return
     with _progress("scanning"):
-        description = _describe(module, builtin, kernel_name, name)
+        description = describe_target(module, builtin, kernel_name, name)
     target = output or Path(f"{description.target.name}.o2k")
     size = store.save(description, target)
     problems = all_problems(description)
@@ -91,9 +91,10 @@ def scan(
     )
 
 
-def _describe(
+def describe_target(
     module: str | None, builtin: str | None, kernel_name: str | None, name: str | None
 ) -> Description:
+    """The description that a module (a file or a name) or patterns of built-in functions stand for."""
     # Imported late: the analyses pull in the decoder.
     if builtin is not None:
         from o2cc.kernel.builtin import scan_builtin
