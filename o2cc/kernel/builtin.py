@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from o2cc.kernel.collection import without_collection
 from o2cc.kernel.description import Description, Function, Section, StaticAddress, Symbol, Target
 from o2cc.kernel.elf import ElfFile
 from o2cc.kernel.errors import NO_FUNCTION, failure
@@ -26,7 +27,7 @@ from o2cc.kernel.layout import PADDING_PREFIXES, FunctionRange, Layout, LayoutSe
 from o2cc.kernel.machine import Link
 from o2cc.kernel.ops import DataObject
 from o2cc.kernel.patches import Patches, Table, read_patches
-from o2cc.kernel.scan import analyse, without_collection
+from o2cc.kernel.scan import analyse
 
 CODE_LETTERS = frozenset(b"tTwW")
 DATA_LETTERS = frozenset(b"dDbBrRvV")

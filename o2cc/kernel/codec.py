@@ -23,6 +23,7 @@ import zstandard
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel import description as model
+from o2cc.kernel.collection import without_collection
 from o2cc.kernel.description import FORMAT_VERSION, Description
 from o2cc.kernel.errors import BROKEN_DESCRIPTION, NOT_DESCRIPTION, OTHER_VERSION, failure
 
@@ -46,9 +47,10 @@ class _Corrupt(Exception):
 
 def encode(description: Description) -> bytes:
     """The bytes of a description; the same for equal ones."""
-    writer = _Writer()
-    writer.put(description, Description)
-    tables = {cls.__name__: writer.columns(cls) for cls in _CLASSES}
+    with without_collection():
+        writer = _Writer()
+        writer.put(description, Description)
+        tables = {cls.__name__: writer.columns(cls) for cls in _CLASSES}
     text = json.dumps(tables, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode("ascii")
     compressed = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compress(text)
     return _HEADER.pack(MAGIC, FORMAT_VERSION, len(text), zlib.crc32(text)) + compressed
@@ -68,7 +70,8 @@ def decode(data: bytes, path: str) -> Description:
         text = zstandard.ZstdDecompressor().decompress(data[_HEADER.size :], max_output_size=size)
         if len(text) != size or zlib.crc32(text) != checksum:
             raise _Corrupt("the checksum is wrong")
-        return _read(json.loads(text))
+        with without_collection():
+            return _read(json.loads(text))
     except (_Corrupt, zstandard.ZstdError, ValueError, RecursionError, MemoryError) as problem:
         raise _broken(path, problem) from None
 

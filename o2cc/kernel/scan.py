@@ -4,18 +4,17 @@
 The result depends on the bytes of the files alone: the same input gives an equal description.
 """
 
-import gc
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel import btf as kinds
 from o2cc.kernel.btf import Btf, read_btf
+from o2cc.kernel.collection import without_collection
 from o2cc.kernel.description import (
     Description,
     Function,
@@ -111,18 +110,6 @@ def scan_module(path: str | Path, kernel: Kernel) -> Description:
     """
     path = Path(path)
     return describe_module(read_module(path), str(path), module_name(path), kernel)
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """No cyclic garbage collection meanwhile: a scan makes many objects that all stay, and no cycles."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Description:
@@ -241,7 +228,9 @@ class Analysed:
     def types(self) -> TypeTable:
         """The type table; to be asked for last."""
         layouts = [self.btf.find(name, kinds.STRUCT) for name in LAYOUTS]
-        self.builder.add_structs([*self.seeds, *(id for id in layouts if id is not None)])
+        # A module's own structs are what its policy is about, whether or not a function takes one.
+        own = self.btf.named(kinds.STRUCT).values() if self.btf.base is not None else ()
+        self.builder.add_structs([*self.seeds, *(id for id in layouts if id is not None), *own])
         return self.builder.table(self.prototypes)
 
 
