@@ -28,6 +28,7 @@ from o2cc.policy.model import ViolationKind
 FLAG_OWN = 1
 FLAG_HELD = 2
 FLAG_TYPED = 4
+FLAG_LENT = 16  # a part of an object may be lent, for as long as the entry runs
 
 AfterEffect = model.Allocates | model.Gives
 
@@ -284,9 +285,10 @@ def emit_gain(expressions: Expressions, effect: model.Gives | model.Lends) -> No
     """The compartment gains a capability: the object, and each range that it covers."""
     code = expressions.code
     address = expressions.value(effect.pointer)
+    lent = FLAG_LENT if isinstance(effect, model.Lends) else 0
     if effect.capability is None:
         length = expressions.value(effect.length) if effect.length is not None else ir.Constant(0)
-        code.call("gain", address, length, FLAG_HELD, 0)
+        code.call("gain", address, length, FLAG_HELD | lent, 0)
         return
     capability = expressions.policy.capability(effect.capability)
     if capability is None:
@@ -300,7 +302,7 @@ def emit_gain(expressions: Expressions, effect: model.Gives | model.Lends) -> No
             continue
         start = inner.value(part.start)
         length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
-        code.call("gain", start, length, FLAG_HELD, 0)
+        code.call("gain", start, length, FLAG_HELD | lent, 0)
 
 
 def emit_loss(expressions: Expressions, effect: model.Takes | model.Lends) -> None:

@@ -50,13 +50,15 @@ def preempt_count(lowering: Lowering) -> ir.Function:
 def resolve_symbols(
     lowering: Lowering, named: Sequence[Instance], targets: Sequence[KernelTarget]
 ) -> tuple[ir.Function, tuple[str, ...]]:
-    """``resolve_symbols(unused)``: fills `layout`, `instances` and `kernel_targets`; and the symbols that nothing
+    """``resolve_symbols(unused)``: fills `layout`, `instances`, `kernel_targets` and `kernel_callbacks`; and the symbols that nothing
     can locate at run time."""
     code = Builder()
     emit_layout(code, lowering.description)
     lost = emit_instances(code, lowering.description, named)
     for row, target in enumerate(targets):
         code.store("kernel_targets", row, "address", code.symbol(target.function))
+    for row, name in enumerate(lowering.policy.kernel_callbacks):
+        code.store("kernel_callbacks", row, "address", code.symbol(name))
     code.give_back(1)
     return ir.Function("resolve_symbols", ("unused",), code.finish()), lost
 

@@ -113,6 +113,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
             "const(CACHES)": len(caches.rows),
             "const(INSTANCES)": len(named),
             "const(KERNEL_TARGETS)": len(kernel_targets),
+            "const(KERNEL_CALLBACKS)": len(policy.kernel_callbacks),
         },
     )
     parts = [parse_library(library[name], constants) for name in LIBRARY]
@@ -124,6 +125,9 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
         grants,
         caches,
         instance_table(named),
+        ir.Table(
+            "kernel_callbacks", (("address", 8),), (), max(1, len(policy.kernel_callbacks)), writable=True
+        ),
         ir.Table(
             "kernel_targets",
             (("address", 8), ("scopes", 8)),
