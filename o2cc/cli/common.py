@@ -29,6 +29,7 @@ from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, Span, erro
 from o2cc.files import decode_source, read_bytes, read_source
 from o2cc.report.render import ErrorFormat, write_diagnostics
 from o2cc.report.warnings import WarningOptions
+from o2cc.resources import resource_directory
 
 EXIT_CLEAN = 0
 EXIT_ERRORS = 1
@@ -84,12 +85,24 @@ class Reporter:
     def _find_sources(self) -> None:
         """Read the sources that diagnostics point into and nobody made known, where they are files."""
         for span in _spans(self.diagnostics):
-            if span.source in self.sources or not os.path.isfile(span.source):
+            path = _file_of(span.source)
+            if span.source in self.sources or path is None:
                 continue
             try:
-                self.add_source(decode_source(span.source, read_bytes(span.source)))
+                self.add_source(decode_source(span.source, read_bytes(path)))
             except DiagnosticError:
                 continue  # shown without its lines
+
+
+def _file_of(name: str) -> str | None:
+    """The file of a source, if it is one; those of the standard library have names that fit every installation."""
+    directory, _, rest = name.partition("/")
+    if directory == "stdlib":
+        try:
+            name = os.fspath(resource_directory("stdlib") / rest)
+        except FileNotFoundError:
+            return None
+    return name if os.path.isfile(name) else None
 
 
 def _spans(diagnostics: Iterable[Diagnostic]) -> Iterable[Span]:

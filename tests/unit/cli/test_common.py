@@ -10,7 +10,7 @@ import click
 import pytest
 
 from o2cc.cli.common import EXIT_INTERNAL, Reporter, diagnostic_command, run
-from o2cc.diagnostics import DiagnosticError, SourceFile, error, warning
+from o2cc.diagnostics import DiagnosticError, SourceFile, Span, error, warning
 
 
 def _command(outcome: BaseException | int | None, *, warn: bool = False) -> click.Command:
@@ -93,3 +93,11 @@ def test_lines_of_sources_that_nobody_made_known_are_found(
         file.write(source.text)
     run(_command(DiagnosticError(error("O2C0101", "bad", source.span(4, 7)))), "o2c", [])
     assert "1 | use std.linux" in capsys.readouterr().err
+
+
+def test_lines_of_the_standard_library_are_found_from_anywhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(_command(DiagnosticError(error("O2C0101", "bad", Span("stdlib/net.o2c", 0, 2)))), "o2c", [])
+    assert "1 | // SPDX" in capsys.readouterr().err
