@@ -5,7 +5,7 @@
 every own function that a call hands to the kernel as a callback together with an object of that type (a timer's
 function, for example).  What a library says of such a slot (`extern entry`) holds for all of them.
 
-Codes: O2C0240 not a function of the compartment, O2C0242 functions with a taken address that are no entries, O2C0243 no
+Codes: O2C0231 and O2C0232 ruled twice, O2C0240 not a function of the compartment, O2C0241 function that nothing can call, O2C0242 functions with a taken address that are no entries, O2C0243 no
 such tables, O2C0244 no such slot.
 """
 
@@ -15,7 +15,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from o2cc.diagnostics import Span, did_you_mean, error, note, warning
+from o2cc.diagnostics import Label, Span, did_you_mean, error, note, warning
 from o2cc.policy import model
 from o2cc.policy.clauses import ClauseChecker
 from o2cc.policy.context import Context
@@ -54,11 +54,23 @@ class EntryBuilder:
         self, entries: Iterable[nodes.Entry], tables: Iterable[nodes.Entries], gates: Sequence[Gate]
     ) -> tuple[Entry, ...]:
         """All entries, by name."""
+        ruled: dict[str, nodes.Entry] = {}
         for entry in entries:
-            self._entry(entry)
+            first = ruled.setdefault(entry.function.text, entry)
+            if first is entry:
+                self._entry(entry)
+            else:
+                self._twice(
+                    "O2C0232", f"entry `{entry.function.text}` is ruled twice", entry.function, first.function
+                )
+        listed: dict[nodes.OpsFields, nodes.OpsFields] = {}
         for rule in tables:
             for ops in rule.tables:
-                self._ops(ops, gates)
+                earlier = listed.setdefault(nodes.without_spans(ops), ops)
+                if earlier is ops:
+                    self._ops(ops, gates)
+                else:
+                    self._twice("O2C0231", f"entries of `{ops.type.text}` are ruled twice", ops, earlier)
         return tuple(
             Entry(
                 function=name,
@@ -90,6 +102,12 @@ class EntryBuilder:
 
     # --- rules
 
+    def _twice(self, code: str, message: str, later: nodes.Node, earlier: nodes.Node) -> None:
+        make = error if code == "O2C0232" else warning
+        self.context.collector.add(
+            make(code, message, later.span, secondary=[Label(earlier.span, "first ruled here")])
+        )
+
     def _entry(self, node: nodes.Entry) -> None:
         name = node.function.text
         if name not in self.target.functions:
@@ -103,6 +121,16 @@ class EntryBuilder:
                     )
                 )
             return
+        function = self.target.functions[name]
+        if self.target.is_module and not function.address_taken and not function.exported:
+            self.context.collector.add(
+                warning(
+                    "O2C0241",
+                    f"nothing outside can call `{name}`",
+                    node.function.span,
+                    "its address is never taken, and it is not exported",
+                )
+            )
         self._add(name, self.context.program.main, node.parameters, node.clauses, node.span, None)
 
     def _ops(self, ops: nodes.OpsFields, gates: Sequence[Gate]) -> None:

@@ -6,7 +6,7 @@ Code: O2C0209 module that cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from o2cc.diagnostics import DiagnosticError, SourceFile, error
@@ -20,10 +20,12 @@ _SUFFIX = ".o2c"
 
 class FileResolver:
     """Finds modules in directories: ``use std.net`` is ``net.o2c`` of the stdlib, ``use a.b`` is ``a/b.o2c`` in
-    ``directory`` (the policy's own; None: only the stdlib)."""
+    ``directory`` (the policy's own; None: only the stdlib), or else in the first of ``further`` that has it."""
 
-    def __init__(self, directory: Path | None = None, standard: Path | None = None) -> None:
-        self.directory = directory
+    def __init__(
+        self, directory: Path | None = None, standard: Path | None = None, further: Sequence[Path] = ()
+    ) -> None:
+        self.directories = (*((directory,) if directory is not None else ()), *further)
         self.standard = standard if standard is not None else resource_directory("stdlib")
         self._parsed: dict[str, ParsedModule] = {}
 
@@ -55,8 +57,8 @@ class FileResolver:
     def names(self) -> Iterable[str]:
         """All modules that there are."""
         names = [f"{_STANDARD}.{path.stem}" for path in sorted(self.standard.glob(f"*{_SUFFIX}"))]
-        if self.directory is not None:
-            names.extend(path.stem for path in sorted(self.directory.glob(f"*{_SUFFIX}")))
+        for directory in self.directories:
+            names.extend(path.stem for path in sorted(directory.glob(f"*{_SUFFIX}")))
         return names
 
     def _path(self, name: str) -> tuple[Path, str] | None:
@@ -67,10 +69,11 @@ class FileResolver:
                 return None
             path = self.standard / relative
             return (path, f"stdlib/{relative.as_posix()}") if path.is_file() else None
-        if self.directory is None:
-            return None
-        path = self.directory / Path(first, *rest).with_suffix(_SUFFIX)
-        return (path, str(path)) if path.is_file() else None
+        for directory in self.directories:
+            path = directory / Path(first, *rest).with_suffix(_SUFFIX)
+            if path.is_file():
+                return path, str(path)
+        return None
 
 
 def _reason(failure: Exception) -> str:

@@ -54,6 +54,11 @@ class TargetCode:
                 found.setdefault(site.target, set()).add(function.parent or function.name)
         return {name: tuple(sorted(callers)) for name, callers in sorted(found.items())}
 
+    @property
+    def is_module(self) -> bool:
+        """Whether the target is a module, whose functions the kernel knows only by address or export."""
+        return self.description is not None and self.description.target.kind == "module"
+
     @cached_property
     def address_taken(self) -> tuple[str, ...]:
         """Own functions whose address is taken, sorted."""

@@ -135,6 +135,11 @@ CASES: dict[str, str] = {
     "transition_never_ends": compartment("transition { }"),
     # --- entries, gates, calls
     "entry_not_own": compartment("entry demo_rvc(skb) {}"),
+    "entry_twice": compartment("entry demo_rcv(skb) {}", "entry demo_rcv(skb) { gives skb as packet }"),
+    "entries_twice": compartment(
+        "entries of struct demo_ops", "entries of struct timer_list, struct demo_ops"
+    ),
+    "entry_that_nothing_calls": compartment("entry demo_write(o) {}"),
     "addresses_taken": compartment("entries of struct demo_ops"),
     "no_such_tables": compartment("entries of struct demo_inner"),
     "slot_no_function": compartment(
