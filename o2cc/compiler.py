@@ -179,13 +179,29 @@ def pass_context(policy: CheckedPolicy, description: Description) -> PassContext
 
 def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
     """The object.  Raises DiagnosticError."""
+    module = replace(compiled.module, identity=(*compiled.module.identity, *_needs(compiled.policy, options)))
     with watch.stage("object"):
-        return emit_object(compiled.module, layout=options.layout, sources=compiled.sources)
+        return emit_object(module, layout=options.layout, sources=compiled.sources)
+
+
+def _needs(policy: CheckedPolicy, options: Options) -> tuple[tuple[str, str], ...]:
+    """What the loader must bring beside the object, for its identity; nothing for a policy that only reports.
+
+    An accepted weaker action takes what only the enforcement module does out of the list.
+    """
+    names = [feature.name for feature in policy.required_features]
+    if options.degrade is not None:
+        names = []
+    found = [("needs", ",".join(names))] if names else []
+    if policy.on_missed is not Action.REPORT:
+        found.append(("on_missed", str(policy.on_missed)))
+    return tuple(found)
 
 
 def statistics(compiled: Compiled, emitted: ObjectFile, watch: Stopwatch) -> dict[str, object]:
     """What `o2cc --stats` writes."""
-    probed = Counter(site.kind for site in compiled.module.sites)
+    probed = Counter(site.kind for site in compiled.module.sites if site.covered_by is None)
+    covered = Counter(site.kind for site in compiled.module.sites if site.covered_by is not None)
     proved = Counter(item.kind for item in compiled.module.discharged)
     unchecked = Counter(item.kind for item in compiled.unchecked)
     stores = ir.SiteKind.STORE
@@ -197,9 +213,10 @@ def statistics(compiled: Compiled, emitted: ObjectFile, watch: Stopwatch) -> dic
         "release": compiled.description.release,
         "target": compiled.description.target.name,
         "sites": compiled.total_sites,
-        "stores": probed[stores] + proved[stores] + unchecked[stores],
+        "stores": probed[stores] + covered[stores] + proved[stores] + unchecked[stores],
         "stores_discharged": proved[stores],
         "stores_probed": probed[stores],
+        "stores_covered": covered[stores],
         "stores_unchecked": unchecked[stores],
         "indirect_calls": sum(probed[k] + proved[k] + unchecked[k] for k in indirect),
         "gate_calls": sum(probed[k] + proved[k] + unchecked[k] for k in calls),

@@ -360,6 +360,11 @@ _SITE_TAIL = 2
 _ATTACH_BEST_EFFORT = 1
 
 
+def reason_text(reason: Reason) -> str:
+    """Why a site was refused, in words."""
+    return _REASON_TEXTS[reason]
+
+
 def available(device: Path = DEVICE) -> bool:
     """True when the module is loaded (its device exists)."""
     return device.exists()

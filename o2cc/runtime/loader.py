@@ -1,37 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads an object into the running kernel and attaches every site by address.
+"""Loads an object into the running kernel and attaches every site by address; takes it out again.
 
 `load` is all or nothing: what cannot be loaded, or a hook that cannot be attached, takes back everything.  Sites
 that the kernel refuses are counted and named in the state, never passed over in silence.
+
+The state is written last.  A loader that is killed leaves pins without a state (the next `load` or `unload` of that
+name removes them), and with o2c.ko either nothing or, between its commit and the state, everything in force.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.runtime import kernel_calls, running_kernel, state
+from o2cc.runtime import enforcement, kernel_calls, running_kernel, state
+from o2cc.runtime.enforcer import Enforcer, EnforcerError
+from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
+from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reason
 
 Progress = Callable[[str, int, int], None]  # stage, done, all
 
 LOG_LINES = 12
+_REPORTED_EVERY = 50  # sites between two reports of progress
+# Freeing thousands of programs at once has deadlocked a 6.18 kernel: links go in steps, with a rest between them.
+_STEP = 100
+_REST = 0.05  # seconds
+_SHOWN_GAPS = 10
 
 
 @dataclass(frozen=True)
-class Attachment:
-    """One probe to be placed."""
+class LoadOptions:
+    """``degrade``: do without o2c.ko though the policy asks for more (`report`; `kill` where it was compiled so).
+    ``accept_gaps``: load although there are places where a violation cannot be denied."""
 
-    site: SiteInfo
-    address: int
+    wanted: Callable[[SiteInfo], bool] = lambda site: True
+    degrade: str | None = None
+    accept_gaps: bool = False
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -51,54 +63,69 @@ def verifier_diagnostic(problem: LoadError) -> DiagnosticError:
     )
 
 
-def plan(
-    info: ObjectInfo, wanted: Callable[[SiteInfo], bool]
-) -> tuple[list[Attachment], list[state.Failure]]:
-    """Addresses of the wanted sites; those whose function the running kernel does not have are failures."""
+def plan(info: ObjectInfo, wanted: Callable[[SiteInfo], bool]) -> Plan:
+    """Where the probes of the wanted sites go.  Raises DiagnosticError (O2C0803) when addresses are hidden."""
     module = info.identity.get("target") if info.identity.get("kind") == "module" else None
     symbols = running_kernel.read_symbols(module)
-    attachments: list[Attachment] = []
-    failures: list[state.Failure] = []
-    for site in info.sites:
-        if not wanted(site):
-            continue
-        address = symbols.addresses.get(site.function)
-        if address is None:
-            failures.append(_failure(site, "the running kernel has no function of that name"))
-        elif address == 0:
-            raise DiagnosticError(error("O2C0803", "kernel addresses are hidden", help="run as root"))
-        elif site.function in symbols.ambiguous:
-            failures.append(_failure(site, "several functions have that name"))
-        else:
-            attachments.append(Attachment(site, address + site.probe_offset))
-    return attachments, failures
-
-
-def _failure(site: SiteInfo, reason: str) -> state.Failure:
-    return state.Failure(site.number, f"{site.function}+{site.offset:#x}", reason)
+    if symbols.addresses and not any(symbols.addresses.values()):
+        raise DiagnosticError(
+            error(
+                "O2C0803",
+                "kernel addresses are hidden",
+                help="run as root, with kernel.kptr_restrict below 2",
+            )
+        )
+    return make_plan(info, symbols, wanted)
 
 
 def load(
-    data: bytes,
-    *,
-    path: str = "",
-    wanted: Callable[[SiteInfo], bool] = lambda site: True,
-    progress: Progress = silent,
+    data: bytes, *, path: str = "", options: LoadOptions | None = None, progress: Progress = silent
 ) -> state.State:
-    """Load an object for reporting, and pin it under the compartment's name.
+    """Load an object and pin it under the compartment's name; with o2c.ko where it says deny or more.
 
-    Raises DiagnosticError: another kernel (O2C0810, O2C0811), loaded already (O2C0804), refused by the verifier
-    (O2C0820), a hook that cannot be attached (O2C0821), no bpffs (O2C0805).
+    Raises DiagnosticError: another kernel (O2C0810, O2C0811), loaded already (O2C0804), somebody is at it (O2C0806),
+    refused by the verifier (O2C0820), a hook that cannot be attached (O2C0821), no right or no bpffs (O2C0805),
+    o2c.ko missing or refusing (O2C0830, O2C0831), places that cannot be denied (O2C0832), what nothing enforces yet
+    (O2C0833), nothing to attach (O2C0834).
     """
+    chosen = options if options is not None else LoadOptions()
     info = read_info(data, path)
+    state.check_name(info.name)
     mismatches = running_kernel.mismatches(info.identity)
     if mismatches:
         raise DiagnosticError(mismatches)
+    needs = enforcement.needs_of(info)
+    if needs.missing and chosen.degrade is None:
+        raise DiagnosticError(
+            error(
+                "O2C0833",
+                f"this policy needs what cannot be enforced yet: {', '.join(sorted(needs.missing))}",
+                help="leave the rule out, or accept less by name with `--degrade`",
+            )
+        )
+    enforce = bool(needs.module) and chosen.degrade is None
+    if enforce:
+        enforcement.require_module(needs)
+    with state.locked(info.name):
+        return _load(data, info, needs if enforce else None, chosen, progress)
+
+
+def _load(
+    data: bytes,
+    info: ObjectInfo,
+    needs: enforcement.Needs | None,
+    options: LoadOptions,
+    progress: Progress,
+) -> state.State:
+    planned = plan(info, options.wanted)
+    if not planned.attachments:
+        raise DiagnosticError(
+            error("O2C0834", f"no site of `{info.name}` can be attached", notes=_listed(planned.failures))
+        )
     directory = _claim(info.name)
-    attachments, failures = plan(info, wanted)
-    programs_wanted = {a.site.program for a in attachments} | {h.program for h in info.hooks}
+    programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        undo.callback(_remove_pins, directory, silent)
         with BpfObject(data) as loaded:
             progress("verify", 0, len(programs_wanted))
             try:
@@ -111,35 +138,92 @@ def load(
             programs = loaded.programs()
             for hook in info.hooks:
                 _attach_hook(hook, programs, directory / "links")
-            failures += _attach_sites(attachments, programs, directory, progress)
+            observed: tuple[state.Failure, ...] = ()
+            if needs is not None:
+                undo.callback(enforcement.remove, info.name)
+                outcome = _enforce(data, info, planned, programs, needs, options, progress)
+                observed, refused = outcome.observed, outcome.failures
+            else:
+                refused = tuple(_attach_sites(planned.attachments, programs, directory, progress))
         result = state.State(
             name=info.name,
             loaded_at=time.time(),
             boot_id=state.boot_id(),
-            attached=len(attachments) - sum(1 for f in failures if f.reason.startswith("refused")),
-            failures=tuple(failures),
-            enforced=False,
-            degraded=None,
+            attached=len(planned.attachments) - len(refused),
+            failures=(*planned.failures, *refused),
+            enforced=needs is not None,
+            degraded=options.degrade,
+            observed=observed,
         )
         state.save(result, data)
         undo.pop_all()
     return result
 
 
+def _enforce(
+    data: bytes,
+    info: ObjectInfo,
+    planned: Plan,
+    programs: Mapping[str, Program],
+    needs: enforcement.Needs,
+    options: LoadOptions,
+    progress: Progress,
+) -> enforcement.Enforced:
+    try:
+        with KernelText() as text:
+            placed = enforcement.place(data, info, planned.attachments, text)
+    except OSError:
+        raise DiagnosticError(
+            error(
+                "O2C0835",
+                "the kernel's text cannot be read",
+                notes=("each instruction is compared with what it should be before it is probed",),
+                help="it needs root, CONFIG_PROC_KCORE, and no lockdown `confidentiality`",
+            )
+        ) from None
+    try:
+        with Enforcer() as enforcer:
+            enforcement.create(enforcer, info, needs)
+            with running_kernel.KprobeOptimizationOff():
+                outcome = enforcement.attach(enforcer, placed, programs, progress)
+            gaps = (*outcome.observed, *outcome.failures, *planned.failures)
+            if gaps and not options.accept_gaps:
+                raise DiagnosticError(
+                    error(
+                        "O2C0832",
+                        f"a violation cannot be denied at {len(gaps)} of {len(info.sites)} places",
+                        notes=_listed(gaps),
+                        help="accept that by name: `--accept-gaps`; `o2c status` goes on showing them",
+                    )
+                )
+            enforcer.commit()
+    except EnforcerError as problem:
+        raise enforcement.refused(problem) from None
+    return outcome
+
+
+def _listed(failures: Sequence[state.Failure]) -> tuple[str, ...]:
+    shown = tuple(f"{item.place}: {item.reason}" for item in failures[:_SHOWN_GAPS])
+    more = len(failures) - len(shown)
+    return (*shown, f"and {more} more") if more > 0 else shown
+
+
 def _claim(name: str) -> Path:
-    """The pin directory of a compartment that is not loaded yet."""
+    """The pin directory of a compartment that is not loaded yet; leftovers of a killed loader are removed."""
     directory = state.pins(name)
     try:
+        if name in state.names() and _same_boot(name):
+            raise DiagnosticError(
+                error("O2C0804", f"the compartment `{name}` is loaded already", help=f"o2c unload {name}")
+            )
+        enforcement.remove(name)
+        if directory.exists():
+            _remove_pins(directory, silent)
+        state.forget(name)
         directory.parent.mkdir(exist_ok=True)
-        if directory.exists() and name not in state.names():
-            unload(name)  # left by a loader that was killed
         directory.mkdir()
         (directory / "maps").mkdir()
         (directory / "links").mkdir()
-    except FileExistsError:
-        raise DiagnosticError(
-            error("O2C0804", f"the compartment `{name}` is loaded already", help=f"o2c unload {name}")
-        ) from None
     except OSError as problem:
         raise DiagnosticError(
             error(
@@ -151,16 +235,22 @@ def _claim(name: str) -> Path:
     return directory
 
 
-def _attach_hook(hook: HookInfo, programs: dict[str, Program], directory: Path) -> None:
+def _same_boot(name: str) -> bool:
+    try:
+        state.load(name)
+    except DiagnosticError:
+        return False
+    return True
+
+
+def _attach_hook(hook: HookInfo, programs: Mapping[str, Program], directory: Path) -> None:
     program = programs[hook.program]
     try:
         if hook.kind == "raw_tracepoint":
             link = kernel_calls.open_raw_tracepoint(program.descriptor, hook.target)
         else:
             address = running_kernel.read_symbols(None).addresses.get(hook.target, 0)
-            event = kernel_calls.kprobe_event(address, on_return=hook.kind == "kretprobe")
-            link = kernel_calls.link_perf_event(program.descriptor, event, 0)
-            os.close(event)
+            link = _probe(program, address, on_return=hook.kind == "kretprobe", cookie=0)
         kernel_calls.pin(link, directory / hook.name)
         os.close(link)
     except OSError as problem:
@@ -172,48 +262,80 @@ def _attach_hook(hook: HookInfo, programs: dict[str, Program], directory: Path) 
         ) from problem
 
 
+def _probe(program: Program, address: int, *, on_return: bool, cookie: int) -> int:
+    event = kernel_calls.kprobe_event(address, on_return=on_return)
+    try:
+        return kernel_calls.link_perf_event(program.descriptor, event, cookie)
+    finally:
+        os.close(event)
+
+
 def _attach_sites(
-    attachments: Sequence[Attachment], programs: dict[str, Program], directory: Path, progress: Progress
+    attachments: Sequence[Attachment], programs: Mapping[str, Program], directory: Path, progress: Progress
 ) -> list[state.Failure]:
     failures: list[state.Failure] = []
     with running_kernel.KprobeOptimizationOff():
         for done, attachment in enumerate(attachments):
             site = attachment.site
             try:
-                event = kernel_calls.kprobe_event(attachment.address, on_return=site.return_probe)
-                try:
-                    link = kernel_calls.link_perf_event(
-                        programs[site.program].descriptor, event, site.cookie or 0
-                    )
-                finally:
-                    os.close(event)
+                link = _probe(
+                    programs[site.program],
+                    attachment.address,
+                    on_return=site.return_probe,
+                    cookie=site.cookie or 0,
+                )
                 kernel_calls.pin(link, directory / "links" / str(site.number))
                 os.close(link)
             except OSError as problem:
-                failures.append(_failure(site, f"refused: {os.strerror(problem.errno or 0).lower()}"))
-            if done % 50 == 0:
+                message = os.strerror(problem.errno or 0).lower()
+                failures.append(failure(site, refusal_reason(site, message)))
+            if done % _REPORTED_EVERY == 0:
                 progress("attach", done, len(attachments))
     progress("attach", len(attachments), len(attachments))
     return failures
 
 
 def unload(name: str, progress: Progress = silent) -> int:
-    """Detach and forget a compartment; how many probes there were.  Hooks go last, so that what is tracked stays
-    exact while checks run.  Raises DiagnosticError (O2C0802) when nothing of that name is there."""
+    """Detach and forget a compartment; how many probes there were.
+
+    Checks go first and hooks last, so that what is tracked stays exact while checks run.  Raises DiagnosticError:
+    O2C0802 when nothing of that name is there, O2C0806 when another process is at it.
+    """
+    state.check_name(name)
     directory = state.pins(name)
-    if not directory.exists():
+    with state.locked(name):
+        was_enforced = enforcement.remove(name)
+        if not directory.exists():
+            known = name in state.recorded()
+            state.forget(name)
+            if not known and not was_enforced:
+                raise DiagnosticError(state.not_loaded(name))
+            return 0
+        try:
+            attached = state.load(name)[0].attached
+        except DiagnosticError:
+            attached = None
+        # what was written down goes first: from here on it is a leftover, which `load` and `unload` take up again
         state.forget(name)
-        raise DiagnosticError(state.not_loaded(name))
-    links = sorted((directory / "links").iterdir(), key=lambda link: (not link.name.isdigit(), link.name))
+        links = _remove_pins(directory, progress)
+        return attached if attached is not None else links
+
+
+def _remove_pins(directory: Path, progress: Progress) -> int:
+    """Remove the pins of a compartment; how many links of sites there were."""
+    links = sorted((directory / "links").glob("*"), key=lambda link: (not link.name.isdigit(), link.name))
     for done, link in enumerate(links):
-        link.unlink()
-        if done % 50 == 0:
+        link.unlink(missing_ok=True)
+        if done % _REPORTED_EVERY == 0:
             progress("detach", done, len(links))
+        if done % _STEP == _STEP - 1:
+            time.sleep(_REST)
     progress("detach", len(links), len(links))
-    for pinned in (directory / "maps").iterdir():
-        pinned.unlink()
-    for sub in ("maps", "links"):
-        (directory / sub).rmdir()
-    directory.rmdir()
-    state.forget(name)
-    return len(links)
+    for pinned in (directory / "maps").glob("*"):
+        pinned.unlink(missing_ok=True)
+    for sub in (directory / "maps", directory / "links", directory):
+        if sub.is_dir():
+            sub.rmdir()
+    with suppress(OSError):
+        directory.parent.rmdir()  # stays while another compartment is in it
+    return sum(link.name.isdigit() for link in links)

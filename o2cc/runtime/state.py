@@ -9,9 +9,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,7 +48,7 @@ class State:
     failures: tuple[Failure, ...]
     enforced: bool
     degraded: str | None
-    holder: int | None = None  # process that holds the enforcement module's file, if one does
+    observed: tuple[Failure, ...] = ()  # where a violation is only reported though the policy says more
 
 
 def boot_id() -> str:
@@ -72,7 +76,8 @@ def load(name: str) -> tuple[State, ObjectInfo]:
         document = json.loads((directory / "state.json").read_text())
         data = (directory / "object.bpf.o").read_bytes()
         failures = tuple(Failure(**item) for item in document.pop("failures"))
-        state = State(**document, failures=failures)
+        observed = tuple(Failure(**item) for item in document.pop("observed"))
+        state = State(**document, failures=failures, observed=observed)
     except (OSError, ValueError, TypeError, KeyError):
         raise DiagnosticError(not_loaded(name)) from None
     if state.boot_id != boot_id():
@@ -89,11 +94,96 @@ def not_loaded(name: str) -> Diagnostic:
     )
 
 
-def names() -> tuple[str, ...]:
-    """The compartments that are loaded."""
-    if not RUN.is_dir():
+def recorded() -> tuple[str, ...]:
+    """The compartments that something was written down of."""
+    try:
+        return tuple(sorted(entry.name for entry in RUN.iterdir() if (entry / "state.json").exists()))
+    except OSError:
         return ()
-    return tuple(sorted(entry.name for entry in RUN.iterdir() if (entry / "state.json").exists()))
+
+
+def names() -> tuple[str, ...]:
+    """The compartments that are loaded: written down, and with pins."""
+    return tuple(name for name in recorded() if pins(name).is_dir())
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}")
+
+
+def check_name(name: str) -> str:
+    """The name, when it can be one: it becomes part of paths, and o2c.ko takes 31 characters.
+
+    Raises DiagnosticError (O2C0808).
+    """
+    if not _NAME.fullmatch(name):
+        raise DiagnosticError(
+            error(
+                "O2C0808",
+                f"`{name[:80]}` cannot be the name of a compartment",
+                help="a letter, then letters, digits, `_`, `.`, `-`; at most 31 characters",
+            )
+        )
+    return name
+
+
+def only(name: str | None) -> str:
+    """The compartment that a command means: the one named, or the one that is loaded.
+
+    Raises DiagnosticError (O2C0802: none is loaded, O2C0807: several are).
+    """
+    if name is not None:
+        return check_name(name)
+    loaded = names()
+    if len(loaded) == 1:
+        return loaded[0]
+    if not loaded:
+        raise DiagnosticError(
+            error("O2C0802", "no compartment is loaded", help="`o2c load POLICY` loads one")
+        )
+    raise DiagnosticError(
+        error(
+            "O2C0807",
+            "several compartments are loaded, and none is named",
+            help=f"name one of {', '.join(f'`{n}`' for n in loaded)}",
+        )
+    )
+
+
+def leftovers() -> tuple[str, ...]:
+    """What loaders left behind that were killed: pins without a state."""
+    if not BPFFS.is_dir():
+        return ()
+    loaded = set(names())
+    return tuple(sorted(entry.name for entry in BPFFS.iterdir() if entry.name not in loaded))
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Keeps two processes from loading or unloading one compartment at once; ends with the process.
+
+    Raises DiagnosticError (O2C0805: no right to, O2C0806: somebody is at it).
+    """
+    try:
+        RUN.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(RUN / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as problem:
+        raise DiagnosticError(
+            error(
+                "O2C0805",
+                f"`{RUN}` cannot be written: {os.strerror(problem.errno or 0).lower()}",
+                help="run as root",
+            )
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DiagnosticError(
+                error("O2C0806", f"another process is loading or unloading `{name}`", help="wait for it")
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def forget(name: str) -> None:

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts a compartment into the hands of o2c.ko: sites attached by address, all inert, then one commit.
+
+What o2c.ko cannot deny is attached as a site that only reports, and named; the caller decides whether that will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from o2cc.bpf.info import ObjectInfo
+from o2cc.diagnostics import DiagnosticError, error
+from o2cc.ir.nodes import SiteKind
+from o2cc.runtime import enforcer as kernel_module
+from o2cc.runtime.enforcer import Action, Enforcer, EnforcerError, OnMissed, Site, reason_text
+from o2cc.runtime.instructions import MAXIMUM_LENGTH, NotDeniable, Placed, enforced, observed
+from o2cc.runtime.kernel_text import KernelText
+from o2cc.runtime.libbpf import Program
+from o2cc.runtime.plan import Attachment, failure
+from o2cc.runtime.state import Failure
+from o2cc.runtime.tables import initial_rows, table
+
+Progress = Callable[[str, int, int], None]
+
+NEEDS_MODULE = frozenset({"deny", "panic", "strict probes"})
+UNSUPPORTED = frozenset({"private heap", "private stack"})
+_BATCH = 256
+_UNKNOWN_HEIGHT = 0xFFFF
+_RESULT_NOTE = "result of "
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an object asks of the system that loads it, by the names in `o2cc.policy.features`."""
+
+    features: frozenset[str]
+    kill_on_missed: bool
+
+    @property
+    def module(self) -> frozenset[str]:
+        """What only o2c.ko does."""
+        also = frozenset({"on missed kill"}) if self.kill_on_missed else frozenset[str]()
+        return self.features & NEEDS_MODULE | also
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """What nothing does yet."""
+        return self.features & UNSUPPORTED
+
+
+def needs_of(info: ObjectInfo) -> Needs:
+    """What an object needs, as the compiler wrote it into the object's identity."""
+    features = frozenset(filter(None, info.identity.get("needs", "").split(",")))
+    return Needs(features, info.identity.get("on_missed") == "kill")
+
+
+@dataclass(frozen=True)
+class Enforced:
+    """The outcome: how many sites deny, which only report, which are not checked at all."""
+
+    denying: int
+    observed: tuple[Failure, ...]
+    failures: tuple[Failure, ...]
+
+
+def build_help() -> tuple[str, ...]:
+    """How to get o2c.ko, for a diagnostic."""
+    release = os.uname().release
+    return (
+        f"build it: apt-get install linux-headers-{release} && make -C bpf_runtime/module, then insmod o2c.ko",
+        "or with DKMS, which follows kernel updates: cp -r bpf_runtime/module /usr/src/o2c-0.1.0 && "
+        "dkms install o2c/0.1.0 && modprobe o2c",
+    )
+
+
+def require_module(needs: Needs, device: Path = kernel_module.DEVICE) -> None:
+    """Raises DiagnosticError (O2C0830) when o2c.ko is needed and not there."""
+    if needs.module and not kernel_module.available(device):
+        asked = ", ".join(f"`{name}`" for name in sorted(needs.module))
+        raise DiagnosticError(
+            error(
+                "O2C0830",
+                f"this policy says {asked}, which takes the kernel module o2c.ko, and it is not loaded",
+                notes=build_help(),
+                help="or accept by name that violations are not prevented: `--degrade report` or `--degrade kill`",
+            )
+        )
+
+
+def place(data: bytes, info: ObjectInfo, attachments: Sequence[Attachment], text: KernelText) -> list[Placed]:
+    """The sites with what the object and the kernel's memory say of them."""
+    layout = table(info, "sites")
+    rows: Sequence[Mapping[str, int]] = initial_rows(data, layout) if layout is not None else ()
+    found = []
+    for attachment in attachments:
+        number = attachment.site.number
+        row = rows[number] if number < len(rows) else {}
+        action = Action.PANIC if row.get("action") == Action.PANIC else Action.DENY
+        if row.get("action") == Action.KILL:
+            action = Action.KILL
+        code = text.read(attachment.address, MAXIMUM_LENGTH)
+        height = row.get("height", _UNKNOWN_HEIGHT)
+        found.append(Placed(attachment.site, attachment.address, code, action, height))
+    return found
+
+
+def describe(placed: Placed, program: int) -> tuple[Site, Failure | None]:
+    """How o2c.ko is to attach a site, and why it only reports there (None: it denies, or has nothing to deny)."""
+    site = placed.site
+    if site.kind == SiteKind.RETURN or site.note.startswith(_RESULT_NOTE):
+        return observed(placed, program), None  # these record what came back and decide nothing
+    try:
+        return enforced(placed, program), None
+    except NotDeniable as problem:
+        return observed(placed, program), failure(site, str(problem))
+
+
+def attach(
+    enforcer: Enforcer, placed: Sequence[Placed], programs: Mapping[str, Program], progress: Progress
+) -> Enforced:
+    """Attach every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch."""
+    indices = {
+        name: enforcer.program(programs[name].descriptor)
+        for name in sorted({item.site.program for item in placed})
+    }
+    only_observed: list[Failure] = []
+    failures: list[Failure] = []
+    denying = 0
+    for start in range(0, len(placed), _BATCH):
+        progress("attach", start, len(placed))
+        batch = placed[start : start + _BATCH]
+        described = [describe(item, indices[item.site.program]) for item in batch]
+        results = enforcer.try_attach([site for site, _ in described])
+        for item, (site, reason), result in zip(batch, described, results, strict=True):
+            if result.index is not None:
+                if reason is not None:
+                    only_observed.append(reason)
+                denying += site.action is not Action.REPORT
+                continue
+            refused = reason_text(result.reason)
+            if site.action is not Action.REPORT:
+                again = enforcer.try_attach([observed(item, indices[item.site.program])])[0]
+                if again.index is not None:
+                    only_observed.append(failure(item.site, refused))
+                    continue
+                refused = reason_text(again.reason)
+            failures.append(failure(item.site, f"refused: {refused} ({os.strerror(result.errno).lower()})"))
+    progress("attach", len(placed), len(placed))
+    return Enforced(denying, tuple(only_observed), tuple(failures))
+
+
+def create(enforcer: Enforcer, info: ObjectInfo, needs: Needs) -> None:
+    """Make the compartment in o2c.ko; it outlives this process once it is committed.
+
+    Raises DiagnosticError (O2C0804) when o2c.ko has one of that name, EnforcerError for the rest.
+    """
+    module = info.identity.get("target", "") if info.identity.get("kind") == "module" else ""
+    enforcer.create(
+        info.name,
+        module=module,
+        keep=True,
+        strict="strict probes" in needs.features,
+        on_missed=OnMissed.KILL if needs.kill_on_missed else OnMissed.REPORT,
+    )
+
+
+def remove(name: str, device: Path = kernel_module.DEVICE) -> bool:
+    """Take a compartment out of o2c.ko; False when it has none of that name.  Raises DiagnosticError (O2C0831)."""
+    if not kernel_module.available(device):
+        return False
+    try:
+        with Enforcer(device) as enforcer:
+            try:
+                enforcer.open(name)
+            except EnforcerError:
+                return False
+            enforcer.detach()
+    except EnforcerError as problem:
+        raise refused(problem) from None
+    return True
+
+
+def refused(problem: EnforcerError) -> DiagnosticError:
+    """A refusal of o2c.ko as a diagnostic (O2C0831)."""
+    return DiagnosticError(
+        error(
+            "O2C0831",
+            f"o2c.ko refused: {problem}",
+            help="`o2c doctor` says what this kernel can enforce",
+        )
+    )

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of a loaded policy share: the victim's attacks, the bystander that notices, loading and unloading."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from o2cc.runtime import kernel_calls, loader, state
+from o2cc.runtime.events import Event
+from o2cc.runtime.loader import LoadOptions
+from o2cc.runtime.monitor import Losses, follow
+from tests.vm.guest.enforcer_support import load_module
+
+NAME = "victim"
+POLICY = "tests/kernel/victim/victim.o2c"
+PROPER = 0
+_STATE = Path("/sys/kernel/debug/bystander/state")
+_RESET = Path("/sys/kernel/debug/bystander/reset")
+_KPROBES = Path("/sys/kernel/debug/kprobes/list")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack of tests/kernel/victim/victim.h.
+
+    ``effect``: what of the bystander's state shows that it succeeded (None: nothing that can be seen from outside).
+    ``reports``: kind and function of every report that it leads to, in order; the function without compiler suffixes.
+    ``rule``: text of the policy's line that the last report names.
+    """
+
+    number: int
+    name: str
+    effect: str | None
+    reports: tuple[tuple[str, str], ...]
+    rule: str
+
+
+_WRITE = "compartment victim {"
+_CALLS = "call imports except std.linux.dangerous"
+
+ATTACKS = (
+    Attack(1, "heap-overflow", "foreign", (("store", "store_indexed"),), _WRITE),
+    Attack(2, "use-after-free", None, (("store", "store_word"),), _WRITE),
+    Attack(3, "arbitrary-store", "foreign", (("store", "store_word"),), _WRITE),
+    Attack(4, "memcpy", "foreign", (("store", "copy_bytes"),) * 3, _WRITE),
+    Attack(5, "rep-movs", "foreign", (("store", "copy_string"),), _WRITE),
+    Attack(6, "bit-operation", "foreign", (("store", "set_a_bit"),), _WRITE),
+    Attack(7, "shared-field", "forbidden", (("store", "store_shared"),), _WRITE),
+    Attack(8, "return-address", None, (("store", "store_return_address"),), _WRITE),
+    Attack(9, "function-pointer", "secret", (("indirect call", "call_action"),), "icall self"),
+    Attack(10, "dangerous-call", None, (("forbidden call", "become_somebody"),) * 2, _CALLS),
+    Attack(11, "foreign-argument", "updates", (("gate argument", "call_update"),), "gate bystander_update"),
+    Attack(12, "wrong-type", "updates", (("gate argument", "call_update"),), "gate bystander_update"),
+    Attack(
+        13,
+        "forged-skb",
+        "freed",
+        (("gate argument", "victim_ioctl"), ("gate argument", "free_packet")),
+        _CALLS,
+    ),
+    Attack(14, "forged-list", "list", (("store", "unlink_node"),) * 2, _WRITE),
+    Attack(15, "foreign-free", "freed", (("foreign free", "free_object"),), _CALLS),
+    Attack(16, "timer-callback", "secret", (("gate argument", "start_timer"),), _CALLS),
+)
+
+
+class Victim:
+    """The victim's device and the bystander's account of what happened.
+
+    Tests stay on one processor: the bystander finds a freed object by its allocator handing it out again.
+    """
+
+    def __init__(self) -> None:
+        load_module("bystander")
+        load_module("victim")
+        os.sched_setaffinity(0, {0})
+        self._device = os.open("/dev/victim", os.O_RDWR | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self._device)
+
+    def run(self, number: int) -> int:
+        """Run a scenario on fresh objects; its result, or the negative errno."""
+        _RESET.write_text("1")
+        try:
+            return fcntl.ioctl(self._device, ord("V") << 8 | number)
+        except OSError as problem:
+            return -(problem.errno or 0)
+
+    def state(self) -> dict[str, int]:
+        """What the bystander says: counts of changed bytes, calls, frees."""
+        return {key: int(value) for key, value in (word.split("=") for word in _STATE.read_text().split())}
+
+
+def events() -> tuple[list[Event], Losses]:
+    """The reports that have come in so far, and what was lost of them since the compartment was loaded."""
+    found: list[Event] = []
+    lost = Losses(0, 0)
+    for item in follow(NAME, seconds=0):
+        if isinstance(item, Losses):
+            lost = item
+        else:
+            found.append(item)
+    return found, lost
+
+
+def names_of(reports: list[Event]) -> tuple[tuple[str, str], ...]:
+    """Kind and function of reports; suffixes that the compiler gave (`.isra.0`) are left out."""
+    return tuple((report.kind, report.function.partition(".")[0]) for report in reports)
+
+
+def policy_line(report: Event) -> str:
+    """The policy's line that a report names."""
+    assert report.file == POLICY
+    lines = (Path(__file__).parents[3] / POLICY).read_text(encoding="utf-8").splitlines()
+    return lines[report.line - 1].strip()
+
+
+def wait_until(condition: Callable[[], bool], tries: int = 200) -> bool:
+    """Poll until it holds; the kernel frees programs, maps and probes some time after they are let go."""
+    for _ in range(tries):
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a loaded policy leaves in the kernel."""
+
+    programs: int
+    maps: int
+    probes: int
+    pins: tuple[str, ...]
+    records: tuple[str, ...]
+
+
+def footprint() -> Footprint:
+    """The footprint now."""
+    pins = sorted(str(path) for path in state.BPFFS.rglob("*")) if state.BPFFS.exists() else []
+    return Footprint(
+        kernel_calls.count_programs(),
+        kernel_calls.count_maps(),
+        len(_KPROBES.read_text().splitlines()),
+        tuple(pins),
+        state.recorded(),
+    )
+
+
+@contextmanager
+def loaded(path: Path, options: LoadOptions | None = None) -> Iterator[state.State]:
+    """An object, loaded; unloaded at the end, whatever happens."""
+    result = loader.load(path.read_bytes(), path=str(path), options=options)
+    try:
+        yield result
+    finally:
+        if NAME in state.names():
+            loader.unload(NAME)
+
+
+def o2c(*arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+    """Run the command line, as a user does."""
+    import sys
+
+    return subprocess.run(
+        [sys.executable, "-m", "o2cc.cli.o2c", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies of the victim module, compiled on the host for the kernel that will be booted.
+
+Compiling in the guest works as well and takes half a minute under emulation.  The results lie beside the modules:
+``<cache>/modules/<release>/policies/<variant>.<layout>.bpf.o``, with the description ``victim.o2k``; what is there
+and newer than everything that it was made of is kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from o2cc.bpf.layout import Layout
+from o2cc.compiler import Options, Stopwatch, emit
+from o2cc.diagnostics import SourceFile
+from o2cc.driver import compile_source
+from o2cc.files import write_atomic
+from o2cc.kernel import store
+from o2cc.kernel.kernels import open_kernel
+from o2cc.kernel.scan import scan_module
+from o2cc.options import CompileOptions
+from scripts.fetch_kernels import Kernel
+from tests.vm.kbuild import PROJECT, modules_dir
+
+POLICY = PROJECT / "tests/kernel/victim/victim.o2c"
+_REPORT = "on violation report"
+VARIANTS: Mapping[str, str] = {
+    "report": _REPORT,
+    "deny": "on violation deny",
+    "strict": "probes strict\n    on violation deny",
+    "kill": "on violation kill",
+    "transition": "transition { until quiescent, at most 60 s }\n    on violation report",
+    "transition-deny": "transition { until quiescent, at most 60 s }\n    on violation deny",
+}
+OBJECTS = (
+    *((variant, Layout.SHAPE) for variant in VARIANTS),
+    ("report", Layout.SITE),
+    ("deny", Layout.SITE),
+)
+
+
+def variant_text(variant: str) -> str:
+    """The victim's policy with another rule of what a violation leads to; its lines stay where they are before it."""
+    text = POLICY.read_text(encoding="utf-8")
+    assert text.count(_REPORT) == 1
+    return text.replace(_REPORT, VARIANTS[variant])
+
+
+def guest_object(variant: str, layout: Layout = Layout.SHAPE) -> Path:
+    """In the guest: an object that the host made for the running kernel."""
+    return _directory(Path(os.environ["O2C_MODULES"]) / os.uname().release) / f"{variant}.{layout}.bpf.o"
+
+
+def guest_description() -> Path:
+    """In the guest: the description of the victim module."""
+    return _directory(Path(os.environ["O2C_MODULES"]) / os.uname().release) / "victim.o2k"
+
+
+def _directory(modules: Path) -> Path:
+    return modules / "policies"
+
+
+def prepare(kernel: Kernel) -> list[Path]:
+    """Describe victim.ko and compile every variant, where something changed; the objects.
+
+    The modules must be built.  Raises DiagnosticError.
+    """
+    modules = modules_dir(kernel)
+    directory = _directory(modules)
+    directory.mkdir(exist_ok=True)
+    description = directory / "victim.o2k"
+    newest = max(path.stat().st_mtime_ns for path in _inputs(modules))
+    wanted = [directory / f"{variant}.{layout}.bpf.o" for variant, layout in OBJECTS]
+    made = [description, *wanted]
+    if all(path.exists() and path.stat().st_mtime_ns > newest for path in made):
+        return wanted
+    victim = scan_module(modules / "victim.ko", open_kernel(str(kernel.vmlinuz)))
+    store.save(victim, description)
+    for variant, layout in OBJECTS:
+        source = SourceFile(str(POLICY.relative_to(PROJECT)), variant_text(variant))
+        options = Options(layout=layout)
+        watch = Stopwatch()
+        compiled, _ = compile_source(
+            source, CompileOptions(kernel=str(description), layout=layout), options, watch
+        )
+        write_atomic(directory / f"{variant}.{layout}.bpf.o", emit(compiled, options, watch).data)
+    return wanted
+
+
+def _inputs(modules: Path) -> Iterator[Path]:
+    yield modules / "victim.ko"
+    yield POLICY
+    for directory, pattern in (
+        ("o2cc", "*.py"),
+        ("o2cc", "*.ir"),
+        ("stdlib", "*.o2c"),
+        ("grammar", "*.lark"),
+    ):
+        yield from (PROJECT / directory).rglob(pattern)
+
+
+def main() -> None:
+    """Prepare both kernels (`python -m tests.vm.policies`)."""
+    from scripts.fetch_kernels import SERIES, ensure
+
+    for series in SERIES:
+        for path in prepare(ensure(series)):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()
