@@ -109,7 +109,7 @@ def compile_source(
     with watch.stage("description"):
         description = find_description(target_of(parsed), options.kernel, source)
     directory = Path(source.name).parent if not source.name.startswith("<") else None
-    resolve = FileResolver(directory)
+    resolve = FileResolver(directory, further=tuple(map(Path, options.search_path)))
     compiled = compile_module(parsed, description, resolve, inner, watch)
     return compiled, compiled.warnings
 
