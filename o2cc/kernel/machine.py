@@ -97,7 +97,7 @@ class Instruction:
     """One decoded instruction. ``write`` is the memory that it writes apart from pushes."""
 
     __slots__ = (
-        "address", "bit_register", "boost", "conditional_write", "effect", "flow", "hash", "is_nop", "length",
+        "address", "bit_register", "body", "conditional_write", "effect", "flow", "is_nop", "length",
         "lock", "mnemonic", "modifies", "operand", "place", "reads_stack_register", "relocated", "rep", "stack_write", "string", "symbol",
         "target",
         "write", "written",
@@ -121,8 +121,7 @@ class Instruction:
     bit_register: int
     stack_write: bool
     relocated: tuple[tuple[int, int], ...]
-    hash: int
-    boost: Boost
+    body: bytes
     is_nop: bool
     place: StaticAddress | None
     reads_stack_register: int
@@ -130,6 +129,21 @@ class Instruction:
     @property
     def end(self) -> int:
         return self.address + self.length
+
+    @property
+    def boost(self) -> Boost:
+        """Whether a jump-optimized probe may displace it."""
+        return boost_class(self.body)
+
+    @property
+    def hash(self) -> int:
+        """32 bits over its bytes, those that the linker fills in taken as zero."""
+        if not self.relocated:
+            return zlib.crc32(self.body)
+        blank = bytearray(self.body)
+        for position, size in self.relocated:
+            blank[position : position + size] = bytes(size)
+        return zlib.crc32(blank)
 
 
 @dataclass(frozen=True)
@@ -273,7 +287,7 @@ def _instruction(
 
     offset = address - code.address
     body = code.content[offset : offset + length]
-    item.boost = boost_class(body)
+    item.body = body
     displacement_link = immediate_link = branch_link = None
     relocated: list[tuple[int, int]] = []
     if fields:
@@ -290,13 +304,6 @@ def _instruction(
                 immediate_link = (link, field)
     elif code.absolute is not None:
         relocated = _absolute_fields(code.absolute, decoder, raw)
-    if relocated:
-        blank = bytearray(body)
-        for position, size in relocated:
-            blank[position : position + size] = bytes(size)
-        item.hash = zlib.crc32(blank)
-    else:
-        item.hash = zlib.crc32(body)
     item.relocated = tuple(relocated)
 
     if flow in (Flow.JUMP, Flow.CONDITIONAL, Flow.CALL):
