@@ -2,7 +2,8 @@
 """`write` rules to grants: fields to byte ranges, reasons from comments, and what is too powerful to grant by accident.
 
 Codes: O2C0211 unknown field, O2C0212 bit field granted without those that share its bytes, O2C0214 unknown symbol,
-O2C0215 symbol that cannot be written, O2C0218 not a pointer, O2C0230 whole struct with powerful members that are not named,
+O2C0215 symbol that cannot be written, O2C0217 pattern that fits
+nothing, O2C0218 not a pointer, O2C0230 whole struct with powerful members that are not named,
 O2C0237 field or pattern that covers such members, O2C0239 grant of what is the compartment's own.
 """
 
@@ -140,6 +141,8 @@ class GrantBuilder:
 
     def _expand(self, struct: str, path: nodes.FieldPath) -> list[NamedRange] | None:
         """The members that a path with patterns names; None after an error."""
+        if path.optional and self.context.table.find_field(struct, path.text) is None and not path.is_glob:
+            return []
         if not path.is_glob:
             place = self.context.field(struct, path.text, path.span)
             if place is None:
@@ -151,9 +154,13 @@ class GrantBuilder:
         ]
         if not found and self.context.has_target:
             self.context.collector.add(
-                error("O2C0211", f"no field of `struct {struct}` matches `{path.text}`", path.span)
+                warning(
+                    "O2C0217",
+                    f"no field of `struct {struct}` matches `{path.text}`",
+                    path.span,
+                    "this grants nothing in this kernel",
+                )
             )
-            return None
         return found
 
     def _check_bit_fields(self, struct: str, named: list[NamedRange], whole: bool) -> None:

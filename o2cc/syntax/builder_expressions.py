@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -228,6 +229,11 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
         return n.FieldPath(self._span(meta), tuple(self._name(token) for token in children))
 
     symbol_path = field_path
+
+    def optional_field(self, meta: Meta, children: Children) -> n.FieldPath:
+        (path,) = children
+        assert isinstance(path, n.FieldPath)
+        return replace(path, optional=True)
 
     def whole(self, meta: Meta, children: Children) -> n.Whole:
         return n.Whole(self._span(meta))

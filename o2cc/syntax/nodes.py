@@ -336,9 +336,12 @@ class SetExpression(Node):
 
 @dataclass(frozen=True, slots=True)
 class FieldPath(Node):
-    """`a.b.c` below a struct, or a symbol and its fields; any part may be a glob."""
+    """`a.b.c` below a struct, or a symbol and its fields; any part may be a glob.
+
+    `optional` (`a if present`): kernels that lack the field are meant too."""
 
     parts: tuple[Name, ...]
+    optional: bool = False
 
     @property
     def text(self) -> str:
