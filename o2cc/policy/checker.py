@@ -21,7 +21,7 @@ from o2cc.diagnostics import (
 from o2cc.kernel.description import Description
 from o2cc.policy import model
 from o2cc.policy.calls import CallDecider, ScopedCall, indirect_targets, kernel_callbacks
-from o2cc.policy.capabilities import Capabilities
+from o2cc.policy.capabilities import Capabilities, related
 from o2cc.policy.context import Context, LimitedCollector
 from o2cc.policy.entries import EntryBuilder
 from o2cc.policy.features import required_features
@@ -398,7 +398,9 @@ class _Checker:
                 if isinstance(effect, model.Allocates) and effect.struct is not None
             )
         for grant in grants:
-            if isinstance(grant, model.StructGrant) and grant.struct not in typed:
+            if not isinstance(grant, model.StructGrant) or grant.struct in typed:
+                continue
+            if not any(related(self.context, grant.struct, struct) for struct in typed):
                 self.context.collector.add(
                     warning(
                         "O2C0235",
