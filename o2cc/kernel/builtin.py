@@ -21,10 +21,10 @@ from o2cc.kernel.collection import without_collection
 from o2cc.kernel.description import Description, Function, Section, StaticAddress, Symbol, Target
 from o2cc.kernel.elf import ElfFile
 from o2cc.kernel.errors import NO_FUNCTION, failure
+from o2cc.kernel.instruction import Link
 from o2cc.kernel.kallsyms import KernelSymbols
 from o2cc.kernel.kernels import Kernel
 from o2cc.kernel.layout import PADDING_PREFIXES, FunctionRange, Layout, LayoutSection, kernel_name_at
-from o2cc.kernel.machine import Link
 from o2cc.kernel.ops import DataObject
 from o2cc.kernel.patches import Patches, Table, read_patches
 from o2cc.kernel.scan import analyse

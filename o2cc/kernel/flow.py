@@ -9,8 +9,9 @@ address is taken, is an *external entry*: nothing is known of the registers ther
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from o2cc.kernel.instruction import CALLER_SAVED_MASK, RSP, Flow, Instruction
 from o2cc.kernel.layout import FunctionRange, Layout
-from o2cc.kernel.machine import CALLER_SAVED_MASK, FTRACE_ENTRIES, RSP, Flow, Instruction, decode
+from o2cc.kernel.machine import FTRACE_ENTRIES, decode
 from o2cc.kernel.patches import Patches
 
 # Functions that do not return (objtool's list, ``tools/objtool/noreturns.h``, 6.1 and 6.12, as far as modules and

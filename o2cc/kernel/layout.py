@@ -25,8 +25,8 @@ from o2cc.kernel.elf import (
     ElfFile,
     ElfSection,
 )
+from o2cc.kernel.instruction import Code, Link, Places
 from o2cc.kernel.kallsyms import KernelSymbols
-from o2cc.kernel.machine import Code, Link, Places
 
 SECTION_STRIDE_BITS = 32
 _LINK_SIZES = {

@@ -1,175 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decodes x86-64 machine code into what the analyses need of each instruction.
 
-Addresses are plain numbers in one space for the whole target (see `o2cc.kernel.layout`). An `Instruction` says
-how control goes on, what it writes in memory, which registers it changes, and how it moves values between
-registers and memory where that is simple enough to follow (`Effect`).
+Addresses are plain numbers in one space for the whole target (see `o2cc.kernel.layout`).
 """
 
-import zlib
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, cast
 
 import iced_x86 as iced
 from iced_x86 import FlowControl, MemorySizeExt, OpAccess, OpKind, Register
 
-from o2cc.kernel.boost import Boost, boost_class
 from o2cc.kernel.description import StaticAddress
-
-REGISTERS = (
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
-RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
-NO_REGISTER = -1
-CALLEE_SAVED = (RBX, RBP, 12, 13, 14, 15)
-CALLER_SAVED_MASK = sum(
-    1 << register for register in range(16) if register != RSP and register not in CALLEE_SAVED
+from o2cc.kernel.instruction import (
+    NO_REGISTER,
+    RAX,
+    RBP,
+    REGISTERS,
+    RSP,
+    Code,
+    Effect,
+    Flow,
+    Instruction,
+    Link,
+    Memory,
+    Places,
 )
-ARGUMENT_REGISTERS = (RDI, RSI, RDX, RCX, 8, 9)
 
 PATCHED_THUNK_PREFIXES = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
 RETURN_THUNKS = frozenset({"__x86_return_thunk", "zen_untrain_ret", "its_return_thunk"})
 FTRACE_ENTRIES = frozenset({"__fentry__", "mcount"})
-
-
-class Flow(IntEnum):
-    """How control goes on after an instruction."""
-
-    NEXT = 0
-    JUMP = 1
-    CONDITIONAL = 2
-    CALL = 3
-    INDIRECT_CALL = 4
-    INDIRECT_JUMP = 5
-    RETURN = 6
-    STOP = 7
-
-
-class Effect(IntEnum):
-    """What an instruction does to registers, and the meaning of ``Instruction.effect``'s further items."""
-
-    NONE = 0  # changes only what ``written`` says
-    MOVE = 1  # (to, from)
-    ADDRESS = 2  # (to, base, displacement): to = base + displacement
-    CONSTANT = 3  # (to, number)
-    STATIC = 4  # (to, StaticAddress)
-    ADD = 5  # (to, number): to += number
-    LOAD = 6  # (to, Memory)
-    PUSH = 7  # (from or NO_REGISTER,)
-    POP = 8  # (to or NO_REGISTER,)
-    LEAVE = 9
-    STORE = 10  # (from,): 8 bytes of it go to ``write``
-    ALIGN = 11  # (to, alignment): to &= -alignment
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A memory operand; ``size`` 0: not known. Registers as indices into `REGISTERS`."""
-
-    base: int
-    index: int
-    scale: int
-    displacement: int
-    segment: str | None
-    static: StaticAddress | None
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What the linker puts into a field of the code: the address of a place plus ``addend``.
-
-    ``address`` is the place's in the common space, None for an import (then ``symbol`` names it).
-    ``relative``: the field is relative to its own address.
-    """
-
-    address: int | None
-    symbol: str | None
-    addend: int
-    relative: bool
-    size: int
-
-
-class Instruction:
-    """One decoded instruction. ``write`` is the memory that it writes apart from pushes."""
-
-    __slots__ = (
-        "address", "bit_register", "body", "conditional_write", "effect", "flow", "is_nop", "length",
-        "lock", "mnemonic", "modifies", "operand", "place", "reads_stack_register", "relocated", "rep", "stack_write", "string", "symbol",
-        "target",
-        "write", "written",
-    )  # fmt: skip
-
-    address: int
-    length: int
-    mnemonic: str
-    flow: Flow
-    target: int | None
-    symbol: str | None
-    operand: Memory | int | None
-    effect: tuple[Any, ...]
-    written: int
-    write: Memory | None
-    string: bool
-    rep: bool
-    lock: bool
-    conditional_write: bool
-    modifies: bool
-    bit_register: int
-    stack_write: bool
-    relocated: tuple[tuple[int, int], ...]
-    body: bytes
-    is_nop: bool
-    place: StaticAddress | None
-    reads_stack_register: int
-
-    @property
-    def end(self) -> int:
-        return self.address + self.length
-
-    @property
-    def boost(self) -> Boost:
-        """Whether a jump-optimized probe may displace it."""
-        return boost_class(self.body)
-
-    @property
-    def hash(self) -> int:
-        """32 bits over its bytes, those that the linker fills in taken as zero."""
-        if not self.relocated:
-            return zlib.crc32(self.body)
-        blank = bytearray(self.body)
-        for position, size in self.relocated:
-            blank[position : position + size] = bytes(size)
-        return zlib.crc32(blank)
-
-
-@dataclass(frozen=True)
-class Code:
-    """Executable bytes at ``address``, with the linker's fields by address and a way to name addresses.
-
-    ``absolute``: the code is linked for its final addresses (the kernel), so a number that lies in the image is
-    an address. ``place_of`` turns an address of the common space into a `StaticAddress`.
-    """
-
-    address: int
-    content: bytes
-    links: Mapping[int, Link]
-    link_addresses: Sequence[int]
-    absolute: tuple[int, int] | None
-
-
-class Places:
-    """Turns addresses into `StaticAddress` values; given by the layout."""
-
-    def static_address(self, address: int) -> StaticAddress:
-        raise NotImplementedError
-
-    def name_at(self, address: int) -> str | None:
-        """The name of what starts at ``address`` if that is code with a name."""
-        raise NotImplementedError
 
 
 _MNEMONICS = {
@@ -325,6 +184,7 @@ def _instruction(
                 part.base == Register.RSP
                 and part.segment == Register.SS
                 and raw.is_stack_instruction
+                and not mnemonic.startswith("pop")
                 and part.displacement >> 63
             ):
                 memory = _memory(code, places, raw, part, displacement_link, stop=address + length)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from o2cc.kernel.boost import Boost
 from o2cc.kernel.description import Probe
 from o2cc.kernel.flow import BasicBlock, Part, Unit
-from o2cc.kernel.machine import RSP, Flow, Instruction
+from o2cc.kernel.instruction import RSP, Flow, Instruction
 from o2cc.kernel.patches import Patches
 
 JUMP_SIZE = 5

@@ -38,9 +38,9 @@ from o2cc.kernel.elf import (
 )
 from o2cc.kernel.errors import NOT_ELF, OTHER_KERNEL, failure
 from o2cc.kernel.flow import Unit, build_blocks, decode_functions, group
+from o2cc.kernel.instruction import Flow
 from o2cc.kernel.kernels import Kernel, module_name, read_module
 from o2cc.kernel.layout import PADDING_PREFIXES, SECTION_STRIDE_BITS, Layout, LayoutSection, module_layout
-from o2cc.kernel.machine import Flow
 from o2cc.kernel.ops import DataObject, ops_tables
 from o2cc.kernel.patches import NOT_POINTERS_TO_DATA, Patches, read_patches, section_tables
 from o2cc.kernel.sites import UnitFacts, describe_unit

@@ -18,18 +18,17 @@ from o2cc.kernel.description import (
     ValueSource,
 )
 from o2cc.kernel.flow import BasicBlock, Part, Unit, is_ftrace_entry
-from o2cc.kernel.layout import Layout
-from o2cc.kernel.machine import (
+from o2cc.kernel.instruction import (
     ARGUMENT_REGISTERS,
     NO_REGISTER,
     RBP,
     REGISTERS,
     RSP,
-    Effect,
     Flow,
     Instruction,
     Memory,
 )
+from o2cc.kernel.layout import Layout
 from o2cc.kernel.patches import Patches
 from o2cc.kernel.probes import ProbeContext, choose, context_for, register_mask
 from o2cc.kernel.values import (
@@ -352,9 +351,6 @@ class _SiteBuilder:
         kind: SiteKind = "string" if item.string else "read_modify_write" if item.modifies else "store"
         held = state.registers[memory.base] if memory.base != NO_REGISTER else None
         frame = frame_address(held, memory) if held is not None else None
-        if item.effect[0] == Effect.POP and held is not None and memory.base == RSP:
-            held = (held[0], held[1] + 8)  # pop computes an address through rsp after it has moved
-            frame = frame_address(held, memory)
         within = None
         simple = memory.index == NO_REGISTER and memory.segment is None and memory.static is None
         count = self._constant(state.registers[RCX]) if item.rep else None

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from o2cc.kernel.flow import BasicBlock, Unit, is_ftrace_entry
-from o2cc.kernel.machine import (
+from o2cc.kernel.instruction import (
     ARGUMENT_REGISTERS,
     CALLEE_SAVED,
     CALLER_SAVED_MASK,

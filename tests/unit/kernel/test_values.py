@@ -209,3 +209,8 @@ def test_jump_labels_lead_both_ways() -> None:
     assert not described.problems
     assert [item.patched for item in described.sites] == [None] * 4
     assert described.patches[0].kind == "jump_label"
+
+
+def test_pop_to_memory_computes_its_address_behind_the_pop() -> None:
+    below, above = stores(one("push rbx\npop qword ptr [rsp - 0x10]\npush rbx\npop qword ptr [rsp + 8]\nret"))
+    assert (below.frame_offset, above.frame_offset) == (-0x10, 8)
