@@ -160,6 +160,11 @@ def _scan_all(
                 refused.append((str(path), problem.diagnostics[0].message))
                 step()
                 continue
+            except Exception as problem:  # a bug of ours in one module must not hide the other thousands
+                refused.append((str(path), f"internal error: {type(problem).__name__}: {problem}"))
+                totals["internal_errors"] += 1
+                step()
+                continue
             summary = summarize(description)
             totals["modules"] += 1
             for field in (
@@ -196,7 +201,8 @@ def _scan_all(
         for line in _totals(totals, seconds, reasons):
             click.echo(line)
     for name, message in refused:
-        reporter.add(warning("O2C0431", f"not scanned: {message}", path=name))
+        make = error if message.startswith("internal error") else warning
+        reporter.add(make("O2C0431", f"not scanned: {message}", path=name))
 
 
 def _totals(totals: Counter[str], seconds: float, reasons: Counter[str]) -> Iterator[str]:
