@@ -60,7 +60,7 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     callback=_explain_and_exit,
     expose_value=False,
     is_eager=True,
-    help="Print the page of a diagnostic, as in `--explain O2C0101`, and exit.",
+    help="Print the page of a diagnostic, as in `--explain O2C0101`, or a list of `all`, and exit.",
 )
 @click.option(
     "-o", "--output", metavar="FILE", help="Where to write; by default POLICY.bpf.o here, text to stdout."

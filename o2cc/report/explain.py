@@ -35,9 +35,13 @@ def title(page: str) -> str:
 def explain(code: str) -> str:
     """The page of a code given by a user, in any case and with or without `O2C`.
 
-    Raises DiagnosticError (O2C0904) for a code that is not known.
+    `all` gives a list of all codes. Raises DiagnosticError (O2C0904) for a code that is not known.
     """
     wanted = code.strip().upper()
+    if wanted == "ALL":
+        return "# All codes\n\n" + "".join(
+            f"- {known}: {title(explanation(known) or '')}\n" for known in known_codes()
+        )
     if wanted.isdecimal():
         wanted = f"O2C{wanted.zfill(4)}"
     page = explanation(wanted)

@@ -8,6 +8,7 @@ that was diagnosed here is replaced by something harmless, so that one mistake g
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 from o2cc.diagnostics import Collector, DiagnosticError, SourceFile, error
@@ -34,6 +35,11 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
+# Line ends to some editors and not to others, directions of writing, and characters without width: with these,
+# what looks like a rule can be a comment, or the other way round (CVE-2021-42574).
+_DECEPTIVE = re.compile(
+    "[\x0b\x0c\x85\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]|\r(?!\n)"
+)
 _SPACE_OUTSIDE_ASCII = re.compile(r"[^\S \t\r\n]")
 
 
@@ -73,7 +79,22 @@ def scan_text(source: SourceFile, problems: Collector) -> LexicalText:
                 f"control character U+{ord(control.group()):04X}",
             )
         )
-    text = _SPACE_OUTSIDE_ASCII.sub(" ", text)
+    for match in _DECEPTIVE.finditer(text):
+        if len(problems.diagnostics) >= MAX_PROBLEMS:
+            raise DiagnosticError(problems.diagnostics)
+        name = unicodedata.name(
+            match.group(), "carriage return" if match.group() == "\r" else "control character"
+        )
+        problems.add(
+            error(
+                "O2C0119",
+                "invisible character that can make a policy read differently than it is",
+                source.span(match.start(), match.end()),
+                f"U+{ord(match.group()):04X} {name.lower()}",
+                help="remove it",
+            )
+        )
+    text = _SPACE_OUTSIDE_ASCII.sub(" ", _DECEPTIVE.sub(" ", text))
 
     comments: list[Comment] = []
     pieces: list[str] = []

@@ -333,7 +333,7 @@ class Recovery:
                 help=help or did_you_mean(word, known) or f"units are {_join([f'`{k}`' for k in known])}",
             )
         if self._begins_item(token, accepted):
-            if word in self.words:
+            if word in self.words and word not in _OTHER_WORDS:
                 return error(
                     "O2C0112",
                     f"`{word}` cannot stand in this block",

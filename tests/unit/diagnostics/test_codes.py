@@ -47,6 +47,10 @@ def test_explain_takes_a_code_in_any_form(given: str) -> None:
     assert explain(given).startswith("# O2C0101: ")
 
 
+def test_list_of_all() -> None:
+    assert len(explain("all").splitlines()) == len(known_codes()) + 2
+
+
 @pytest.mark.parametrize("given", ["", "O2C", "O2C9999", "O2C0000", "../O2C0101", "x" * 1000, "\0"])
 def test_explain_refuses_what_is_no_code(given: str) -> None:
     with pytest.raises(DiagnosticError) as refusal:

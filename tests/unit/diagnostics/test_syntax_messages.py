@@ -76,6 +76,9 @@ CASES = {
     "conditional_operator": "compartment a {\n    gate f(x) { require x ? 1 : 0 }\n}\n",
     "bare_time": "compartment a {\n    transition { 60 s }\n}\n",
     "bare_size": "compartment a {\n    heap 64 MiB\n}\n",
+    "hidden_direction": "// harmless \u202e\ncompartment a {}\n",
+    "hidden_line_end": "compartment a {\n    // no\u2028    heap tracked\n    // no\r    call imports\n}\n",
+    "hidden_space": 'compartment a {\n    code modules "sc\u200btp"\n}\n',
     "several": (
         "use std.linux;\n"
         "compartment a {\n"
@@ -101,7 +104,7 @@ def diagnostics_of(source: SourceFile) -> tuple[Diagnostic, ...]:
 def test_message(name: str, snapshot: SnapshotAssertion) -> None:
     source = SourceFile("policy.o2c", CASES[name])
     rendered = render(diagnostics_of(source), sources_by_name([source]), ErrorFormat.TEXT)
-    shown = source.text.replace("\0", "\\0")
+    shown = "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in source.text)
     assert f"{shown}\n--------\n{rendered}" == snapshot
 
 

@@ -43,3 +43,9 @@ def test_every_span_is_inside_its_parent(path: Path) -> None:
     for node in n.walk(parse(_source(path))):
         for child in n.children(node):
             assert node.span.start <= child.span.start <= child.span.end <= node.span.end
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: path.name)
+def test_is_formatted(path: Path) -> None:
+    """`o2c fmt stdlib examples` mends it."""
+    assert format_source(_source(path)) == path.read_text(encoding="utf-8")
