@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the doctor concludes from the facts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from o2cc.runtime.doctor import Facts, Grade, judge, parse_config, parse_lockdown
+
+FIT = Facts(
+    release="6.1.0-57-amd64",
+    root=True,
+    libbpf=True,
+    config=dict.fromkeys(("CONFIG_BPF_SYSCALL", "CONFIG_KPROBES", "CONFIG_BPF_EVENTS", "CONFIG_PERF_EVENTS", "CONFIG_BPF_JIT"), "y"),
+    btf=True,
+    bpffs=True,
+    optimization=True,
+    lockdown=None,
+    module_signing_enforced=False,
+    module_loaded=True,
+    module_built=None,
+    headers=True,
+    addresses_shown=True,
+    missed_counted=True,
+    build_id="beef",
+)  # fmt: skip
+
+
+def test_a_fit_machine_is_all_good() -> None:
+    verdict = judge(FIT)
+    assert verdict.can_report
+    assert verdict.can_prevent
+    assert {finding.grade for finding in verdict.findings} == {Grade.GOOD}
+
+
+@pytest.mark.parametrize(
+    ("changes", "subject", "remedy"),
+    [
+        ({"root": False}, "root", "run as root"),
+        ({"libbpf": False}, "libbpf", "apt-get install libbpf1"),
+        ({"config": {"CONFIG_BPF_SYSCALL": "y"}}, "kernel configuration", "boot a kernel"),
+        ({"btf": False}, "BTF", "CONFIG_DEBUG_INFO_BTF"),
+        ({"bpffs": False}, "bpffs", "mount -t bpf"),
+        ({"addresses_shown": False}, "kernel addresses", "kptr_restrict"),
+        ({"lockdown": "confidentiality"}, "lockdown", "integrity"),
+        ({"target": "sctp", "target_loaded": False, "description": "beef"}, "target", "modprobe sctp"),
+        ({"target": "sctp", "target_loaded": True, "description": None}, "description", "o2c scan sctp"),
+        ({"target": "sctp", "target_loaded": True, "description": "dead"}, "description", "o2c scan sctp"),
+    ],
+)
+def test_what_prevents_reporting(changes: dict[str, object], subject: str, remedy: str) -> None:
+    verdict = judge(replace(FIT, **changes))  # type: ignore[arg-type]
+    assert not verdict.can_report
+    assert not verdict.can_prevent
+    (bad,) = [finding for finding in verdict.findings if finding.grade is Grade.BAD]
+    assert bad.subject == subject
+    assert remedy in bad.remedy
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({}, "make -C bpf_runtime/module"),
+        ({"headers": False}, "apt-get install linux-headers-6.1.0-57-amd64"),
+        ({"module_built": "/lib/modules/x/updates/dkms/o2c.ko"}, "modprobe o2c"),
+    ],
+)
+def test_without_the_module_one_reports_and_is_told_how_to_get_it(
+    changes: dict[str, object], remedy: str
+) -> None:
+    verdict = judge(replace(FIT, module_loaded=False, **changes))  # type: ignore[arg-type]
+    assert verdict.can_report
+    assert not verdict.can_prevent
+    (note,) = [finding for finding in verdict.findings if finding.grade is Grade.NOTE]
+    assert remedy in note.remedy
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"optimization": False}, "switched off"),
+        ({"optimization": None}, "not in this kernel"),
+        ({"missed_counted": False}, "not counted"),
+        ({"module_signing_enforced": True}, "must be signed"),
+        ({"config": None}, "cannot be read"),
+        (
+            {"target": "x", "target_loaded": True, "description": "beef", "ambiguous": tuple("abcdefg")},
+            "a, b, c, d, e, ...",
+        ),
+    ],
+)
+def test_notes_do_not_prevent_anything(changes: dict[str, object], text: str) -> None:
+    verdict = judge(replace(FIT, **changes))  # type: ignore[arg-type]
+    assert verdict.can_prevent
+    assert any(text in finding.text for finding in verdict.findings if finding.grade is Grade.NOTE)
+
+
+def test_texts_of_the_kernel_are_parsed() -> None:
+    assert parse_config('# CONFIG_A is not set\nCONFIG_B=y\nCONFIG_C="text"\n') == {
+        "CONFIG_B": "y",
+        "CONFIG_C": "text",
+    }
+    assert parse_lockdown("none [integrity] confidentiality\n") == "integrity"
+    assert parse_lockdown("[none] integrity confidentiality\n") is None
+    assert parse_lockdown("") is None
