@@ -17,6 +17,7 @@ from o2cc.lower.gates import (
     emit_loss,
     emit_requirements,
     expressions_at_call,
+    stack_argument,
 )
 from o2cc.policy import model
 from o2cc.policy.model import ViolationKind
@@ -65,7 +66,7 @@ def _entry_check(
     lowering: Lowering, entry: model.Entry, marks: tuple[tuple[int, int], ...]
 ) -> tuple[ir.Block, ...]:
     code = Builder(entry.span)
-    expressions = expressions_at_call(lowering, code)
+    expressions = expressions_at_call(lowering, code, entered=True)
     emit_requirements(expressions, entry.requires, entry.action, ENTRY_REFUSED)
     for index, mask in marks:
         code.call("mark", expressions.place.argument(index), mask)
@@ -115,7 +116,11 @@ def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...
     code.start(known)
     arguments = {i: code.entry_load(found, "pending", f"arg{i}") for i in range(6)}
     code.delete("pending", at_entry)
-    place = Place(lambda index: arguments[index], None, number, at_entry, ir.Constant(0))
+
+    def argument(index: int) -> ir.Operand:
+        return arguments[index] if index in arguments else stack_argument(code, at_entry, index, 8)
+
+    place = Place(argument, None, number, at_entry, ir.Constant(0))
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
     for effect in entry.effects:
         if isinstance(effect, model.Lends):

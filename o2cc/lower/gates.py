@@ -104,7 +104,7 @@ def _lower_call(lowering: Lowering, function: Function, site: Site, target: str)
             suffix = "" if kind is ir.SiteKind.CALL else "_tail"
             check = lowering.check(
                 f"gate_{gate_name(lowering, gate)}{suffix}",
-                lambda: _gate_check(lowering, gate, saves),
+                lambda: _gate_check(lowering, gate, saves, tail=kind is not ir.SiteKind.CALL),
                 gate.span,
             )
             lowering.add_site(
@@ -175,17 +175,24 @@ def _forbidden_check() -> tuple[ir.Block, ...]:
     return code.finish()
 
 
-def expressions_at_call(lowering: Lowering, code: Builder) -> Expressions:
-    """Expressions over the argument registers: at a call, or at the entry of a function.
+def stack_argument(code: Builder, sp: ir.Operand, index: int, above: int) -> ir.Operand:
+    """The seventh or a later argument: on the stack, ``above`` bytes higher than rsp (System V ABI for x86-64)."""
+    return code.read(8, code.add(sp, above + 8 * (index - len(ARGUMENT_REGISTERS))))
 
-    Arguments from the seventh on lie on the stack, above the return address at an entry and at rsp before a call;
-    no library rule speaks of one.
-    """
+
+def expressions_at_call(lowering: Lowering, code: Builder, *, entered: bool) -> Expressions:
+    """Expressions over the arguments: at a call, or with the return address on top of the stack (``entered``: at the
+    entry of a function, at a tail call)."""
     number, sp = code.parameter("site"), code.register("rsp")
     known: dict[int, ir.Operand] = {
         index: code.register(ARGUMENT_REGISTERS[index]) for index in range(len(ARGUMENT_REGISTERS))
     }
-    place = Place(lambda index: known.get(index, ir.Constant(0)), None, number, sp, code.register("rbp"))
+    above = 8 if entered else 0
+
+    def argument(index: int) -> ir.Operand:
+        return known[index] if index in known else stack_argument(code, sp, index, above)
+
+    place = Place(argument, None, number, sp, code.register("rbp"))
     return Expressions(code, place, lowering.policy, lowering.description, lowering.types)
 
 
@@ -209,9 +216,9 @@ def emit_requirements(
         code.start(holds)
 
 
-def _gate_check(lowering: Lowering, gate: model.Gate, saves: bool) -> tuple[ir.Block, ...]:
+def _gate_check(lowering: Lowering, gate: model.Gate, saves: bool, *, tail: bool) -> tuple[ir.Block, ...]:
     code = Builder(gate.span)
-    expressions = expressions_at_call(lowering, code)
+    expressions = expressions_at_call(lowering, code, entered=tail)
     emit_requirements(expressions, gate.requires, gate.action, REQUIREMENT_FAILED)
     for effect in gate.effects:
         if isinstance(effect, model.Takes):
@@ -244,9 +251,13 @@ def _after_check(
         code.start(known)
         arguments = {i: code.entry_load(entry, "pending", f"arg{i}") for i in range(6)}
         code.delete("pending", sp)
-    place = Place(
-        lambda index: arguments.get(index, ir.Constant(0)), result, number, sp, code.register("rbp")
-    )
+
+    def argument(index: int) -> ir.Operand:
+        if index < len(ARGUMENT_REGISTERS):
+            return arguments.get(index, ir.Constant(0))
+        return stack_argument(code, sp, index, 0)
+
+    place = Place(argument, result, number, sp, code.register("rbp"))
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
     for effect in after:
         code.span = effect.span
