@@ -119,7 +119,16 @@ def grant_table(policy: CheckedPolicy, types: Types, scopes: Scopes) -> ir.Table
                 rows[key] = rows.get(key, 0) | 1 << number
     table_rows = tuple((key[0], mask, key[1], key[2]) for key, mask in sorted(rows.items()))
     columns = (("types", 8), ("scopes", 8), ("start", 4), ("end", 4))
-    return ir.Table("grants", columns, table_rows, max(1, len(table_rows)))
+    return _searched_table("grants", columns, table_rows)
+
+
+def _searched_table(
+    name: str, columns: tuple[tuple[str, int], ...], rows: tuple[tuple[int, ...], ...]
+) -> ir.Table:
+    """A table that a loop searches.  It counts as writable although nothing writes it: of constant data the BPF
+    verifier knows the content, so that every comparison splits its states, and a search over 31 rows with two
+    bounds exceeds its million instructions ("BPF program is too large", E2BIG)."""
+    return ir.Table(name, columns, rows, max(1, len(rows)), writable=True)
 
 
 def cache_table(types: Types) -> ir.Table:
@@ -130,7 +139,7 @@ def cache_table(types: Types) -> ir.Table:
         if types.mask(struct)
     )
     columns = tuple((f"{part}{word}", 8) for word in range(3) for part in ("mask", "name"))
-    return ir.Table("caches", (*columns, ("types", 8)), rows, max(1, len(rows)))
+    return _searched_table("caches", (*columns, ("types", 8)), rows)
 
 
 @dataclass(frozen=True)
