@@ -15,7 +15,8 @@ from o2cc.trees.evaluate import Quality, evaluate
 from o2cc.trees.families import FamilyResult, run_forest, run_linear, run_network, run_tree
 from o2cc.trees.features import extract, feature_set
 from o2cc.trees.importer import import_estimator
-from o2cc.trees.train import AXES, Samples, Trained, fit_with_bounds, fold_masks, instructions_of
+from o2cc.trees.lower import estimated_instructions
+from o2cc.trees.train import AXES, Samples, Trained, fit_with_bounds, fold_masks
 
 MOST_FOLDS = 10
 
@@ -98,12 +99,12 @@ def study(trained: Trained, *, own: frozenset[str], least: int, seed: int, famil
 def _run_tree(train: Samples, test: Samples, trained: Trained, seed: int) -> FamilyResult:
     """As `train` makes its tree: some of the boots only give the leaves their bounds."""
     tree = fit_with_bounds(train, trained.shape, seed)
-    return run_tree(tree, test.vectors, instructions_of(tree))
+    return run_tree(tree, test.vectors, estimated_instructions(tree))
 
 
 def _family_runs(trained: Trained, seed: int) -> Iterator[tuple[str, Any]]:
     def cost_of_tree(tree: Any) -> int:
-        return instructions_of(import_estimator(tree, "forest").tree)
+        return estimated_instructions(import_estimator(tree, "forest", trained.samples.features).tree)
 
     yield (
         "random forest",

@@ -20,6 +20,7 @@ from o2cc.trees.dataset import Profile, without_near_duplicates
 from o2cc.trees.evaluate import precision_lower_bound
 from o2cc.trees.features import extract, feature_set
 from o2cc.trees.importer import Imported, import_estimator, tree_from_arrays
+from o2cc.trees.lower import estimated_instructions
 from o2cc.trees.tree import Feature, IntegerTree, Leaf, Test, Words
 
 AXES = ("boot", "workload", "kernel")
@@ -30,7 +31,7 @@ AXES = ("boot", "workload", "kernel")
 class Options:
     """What to train.
 
-    `budget` is the most BPF instructions of the compiled tree; `least` the fewest samples of a class that is
+    `budget` is the most BPF instructions of the tree in a policy, features included; `least` the fewest samples of a class that is
     trained at all; `moment` one of alloc, access, free or all; `features` a set of `feature_set`.
     """
 
@@ -170,13 +171,6 @@ def rank_features(samples: Samples, seed: int) -> NDArray[np.int64]:
     return np.argsort(-model.feature_importances_, kind="stable").astype(np.int64)
 
 
-def instructions_of(tree: IntegerTree) -> int:
-    """Instructions of the compiled tree, as the compiler makes it."""
-    from o2cc.trees.compile import compile_tree
-
-    return compile_tree(tree).instruction_count
-
-
 def search(samples: Samples, options: Options) -> tuple[Candidate, ...]:
     """Every shape with its grouped cross-validated quality and its cost; DiagnosticError without two boots."""
     masks = fold_masks(samples.profile.boot, options.folds)
@@ -218,7 +212,7 @@ def _cross_validate(
         imported = fit(train, shape, ranking, options.seed)
         true.append(held_out.target)
         predicted.append(imported.tree.predict(held_out.vectors))
-        cost = max(cost, instructions_of(imported.tree))
+        cost = max(cost, estimated_instructions(imported.tree))
     return Candidate(
         shape, macro_f1(np.concatenate(true), np.concatenate(predicted), len(samples.classes)), cost
     )
@@ -335,7 +329,7 @@ def train(profile: Profile, options: Options, sources: Sequence[str] = ()) -> Tr
     candidates = search(samples, options)
     chosen = choose(candidates, options.budget)
     tree = fit_with_bounds(samples, chosen.shape, options.seed)
-    cost = instructions_of(tree)
+    cost = estimated_instructions(tree)
     if cost > options.budget:
         raise DiagnosticError(
             error(

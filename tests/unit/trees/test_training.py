@@ -49,7 +49,7 @@ def test_the_tree_knows_objects_of_a_boot_that_it_has_not_seen(trained: Trained,
 
 
 def test_the_tree_keeps_the_budget_and_says_where_it_comes_from(trained: Trained) -> None:
-    assert compile_tree(trained.tree).instruction_count == trained.tree.provenance["instructions"]
+    assert compile_tree(trained.tree).instruction_count < trained.tree.provenance["instructions"]
     assert trained.tree.provenance["instructions"] <= QUICK.budget
     assert not set(trained.tree.provenance["boots_trained"]) & set(trained.tree.provenance["boots_held_out"])
     bounds = [node.bound for node in trained.tree.nodes if isinstance(node, Leaf)]
