@@ -27,7 +27,7 @@ from o2cc.kernel.kernels import Kernel
 from o2cc.kernel.layout import PADDING_PREFIXES, FunctionRange, Layout, LayoutSection, kernel_name_at
 from o2cc.kernel.ops import DataObject
 from o2cc.kernel.patches import Patches, Table, read_patches
-from o2cc.kernel.scan import analyse
+from o2cc.kernel.scan import analyse, prepare
 
 CODE_LETTERS = frozenset(b"tTwW")
 DATA_LETTERS = frozenset(b"dDbBrRvV")
@@ -81,7 +81,7 @@ def _scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None) -> 
     objects, links = _pointers(layout, symbols, {function.start for function in functions})
     layout.links = links
     counts = symbols.index
-    analysed = analyse(layout, patches, kernel.btf, (), kernel.release, None, ())
+    analysed = analyse(prepare(layout, patches), kernel.btf, (), kernel.release, None, ())
     imports = _imports(analysed.functions)
     analysed.add_imports(imports)
     names = {

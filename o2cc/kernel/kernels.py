@@ -9,10 +9,13 @@ then it is looked for in ``kernels/RELEASE`` of the cache directory (``$O2C_CACH
 
 import os
 import re
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from o2cc.diagnostics import DiagnosticError
 from o2cc.files import read_bytes
 from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.description import KernelFacts
@@ -37,6 +40,16 @@ class Kernel:
     def image(self) -> bytes:
         """The kernel's ELF file. Raises DiagnosticError O2C0901, O2C0403 or O2C0404."""
         return kernel_image(read_bytes(self.path), str(self.path))
+
+    def prefetch(self) -> None:
+        """Start to unpack the kernel in the background; whoever asks for it waits for that."""
+        if "image" not in self.__dict__:
+            threading.Thread(target=self._unpack_quietly, daemon=True).start()
+
+    def _unpack_quietly(self) -> None:
+        # What goes wrong is raised again to the one who asks.
+        with suppress(DiagnosticError):
+            _ = self.image
 
     @cached_property
     def elf(self) -> ElfFile:

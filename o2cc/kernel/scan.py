@@ -45,6 +45,7 @@ from o2cc.kernel.ops import DataObject, ops_tables
 from o2cc.kernel.patches import NOT_POINTERS_TO_DATA, Patches, read_patches, section_tables
 from o2cc.kernel.sites import UnitFacts, describe_unit
 from o2cc.kernel.types import LAYOUTS, TypeBuilder, find_prototypes
+from o2cc.kernel.values import ValueAnalysis, Values
 
 # Sections that the module loader makes read-only once the module is initialized (``module_enable_ro``,
 # ``kernel/module/strict_rwx.c``; ``ro_after_init`` is by section name in ``kernel/module/main.c``).
@@ -126,14 +127,17 @@ def _describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descr
     release = info.get("vermagic", "").partition(" ")[0]
     if not release:
         raise failure(NOT_ELF, "not a kernel module: it has no version magic", path)
+    # Unpacking the kernel leaves the interpreter free meanwhile.
+    kernel.prefetch()
+    layout = module_layout(elf)
+    tables = section_tables(layout)
+    patches = read_patches(layout, tables)
+    prepared = prepare(layout, patches)
     if kernel.release and release != kernel.release:
         message = f"the module belongs to `{release}`, the kernel is `{kernel.release}`"
         raise failure(
             OTHER_KERNEL, message, path, "choose the kernel that the module was built for with `--kernel`"
         )
-    layout = module_layout(elf)
-    tables = section_tables(layout)
-    patches = read_patches(layout, tables)
     btf_section = elf.section_by_name.get(".BTF")
     problems = [*layout.problems, *patches.problems]
     btf = kernel.btf
@@ -149,8 +153,7 @@ def _describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descr
     )
     kernel_names = kernel.symbols.name_set
     analysed = analyse(
-        layout,
-        patches,
+        prepared,
         btf,
         imports,
         release,
@@ -234,18 +237,39 @@ class Analysed:
         return self.builder.table(self.prototypes)
 
 
+@dataclass
+class Prepared:
+    """What can be known of the code without the kernel: solved units, and addresses of code that are taken."""
+
+    layout: Layout
+    patches: Patches
+    units: list[tuple[ValueAnalysis, Values]]
+    pointers: set[int]
+
+
+def prepare(layout: Layout, patches: Patches) -> Prepared:
+    """Decode the functions, and follow control and values through them."""
+    units = group(decode_functions(layout), layout)
+    pointers, entered = taken_addresses(layout, units)
+    middle = sorted(address for address in pointers if not _starts_function(layout, address))
+    inside = sorted(entered)
+    solved: list[tuple[ValueAnalysis, Values]] = []
+    for unit in units:
+        build_blocks(unit, layout, patches, _within(unit, middle), _within(unit, inside))
+        analysis = ValueAnalysis(unit)
+        solved.append((analysis, analysis.solve()))
+    return Prepared(layout, patches, solved, pointers)
+
+
 def analyse(
-    layout: Layout,
-    patches: Patches,
+    prepared: Prepared,
     btf: Btf,
     imports: tuple[str, ...],
     release: str,
     last: int | None,
     others: Sequence[Btf],
 ) -> Analysed:
-    parts = decode_functions(layout)
-    units = group(parts, layout)
-    pointers, entered = taken_addresses(layout, units)
+    layout, patches = prepared.layout, prepared.patches
     builder = TypeBuilder(btf)
     own_names = dict.fromkeys(function.name for function in layout.functions)
     own, own_seeds = find_prototypes(builder, own_names)
@@ -258,15 +282,12 @@ def analyse(
         last_function=last,
         prototypes={**other, **own},
         own_prototypes=own,
-        taken=frozenset(pointers),
+        taken=frozenset(prepared.pointers),
         initial_sections=frozenset({".init.text"}),
     )
     described: list[tuple[int, Function]] = []
-    middle = sorted(address for address in pointers if not _starts_function(layout, address))
-    inside = sorted(address for address in entered)
-    for unit in units:
-        build_blocks(unit, layout, patches, _within(unit, middle), _within(unit, inside))
-        for part, function in describe_unit(unit, facts):
+    for analysis, values in prepared.units:
+        for part, function in describe_unit(analysis, values, facts):
             described.append((part.start, function))
     described.sort(key=lambda item: item[0])
     starts = {function.start: function.name for function in layout.functions}

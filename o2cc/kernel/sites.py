@@ -116,10 +116,9 @@ class _Table:
         return ValueSource("merge" if kind == "merge" else "unknown", site=site, function=function)
 
 
-def describe_unit(unit: Unit, facts: UnitFacts) -> list[tuple[Part, Function]]:
-    """Analyse a unit whose blocks are built, and describe each of its function symbols."""
-    analysis = ValueAnalysis(unit)
-    values = analysis.solve()
+def describe_unit(analysis: ValueAnalysis, values: Values, facts: UnitFacts) -> list[tuple[Part, Function]]:
+    """Describe each function symbol of a unit, given the solved analysis of its values."""
+    unit = analysis.unit
     main = unit.parts[0]
     named = [part for part in unit.parts if part.function is not None]
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel.description import Function, Site
 from o2cc.kernel.elf import read_elf
-from o2cc.kernel.flow import Unit, build_blocks, decode_functions, group
 from o2cc.kernel.kernels import Kernel
 from o2cc.kernel.layout import Layout, module_layout
 from o2cc.kernel.patches import read_patches, section_tables
-from o2cc.kernel.scan import taken_addresses
+from o2cc.kernel.scan import prepare
 from o2cc.kernel.sites import UnitFacts, describe_unit
 
 TEXT_START = 0xFFFFFFFF81000000
@@ -55,8 +54,7 @@ def analyse(source: str, release: str = "6.1.0") -> list[Function]:
     """Every function of assembler text, as the scanner describes it without types."""
     layout = layout_of(source)
     patches = read_patches(layout, section_tables(layout))
-    units: Sequence[Unit] = group(decode_functions(layout), layout)
-    pointers, entered = taken_addresses(layout, units)
+    prepared = prepare(layout, patches)
     facts = UnitFacts(
         layout,
         patches,
@@ -65,15 +63,12 @@ def analyse(source: str, release: str = "6.1.0") -> list[Function]:
         None,
         {},
         {},
-        frozenset(pointers),
+        frozenset(prepared.pointers),
         frozenset({".init.text"}),
     )
     found = []
-    for unit in units:
-        inside = [address for address in pointers if any(p.start < address < p.end for p in unit.parts)]
-        jumped = [address for address in entered if any(p.start < address < p.end for p in unit.parts)]
-        build_blocks(unit, layout, patches, inside, jumped)
-        found += [described for _, described in describe_unit(unit, facts)]
+    for analysis, values in prepared.units:
+        found += [described for _, described in describe_unit(analysis, values, facts)]
     return found
 
 
