@@ -95,6 +95,8 @@ def matcher(globs: str | None) -> Callable[[SiteInfo], bool]:
 def summary(loaded: state.State) -> str:
     """One line for a person."""
     how = "violations are prevented" if loaded.enforced else "violations are reported"
+    if loaded.degraded:
+        how += f", weaker than the policy by --degrade {loaded.degraded}"
     return f"{loaded.name}: {loaded.attached} sites attached, {how}"
 
 
@@ -105,7 +107,7 @@ def notes_of(loaded: state.State) -> list[Diagnostic]:
         found.append(
             warning(
                 "O2C0840",
-                f"{len(loaded.failures)} checks are not there",
+                f"{_count(len(loaded.failures), 'check is', 'checks are')} not there",
                 notes=_listed(loaded.failures),
                 help=f"`o2c status {loaded.name}` goes on showing them",
             )
@@ -114,12 +116,17 @@ def notes_of(loaded: state.State) -> list[Diagnostic]:
         found.append(
             warning(
                 "O2C0841",
-                f"{len(loaded.observed)} places only report though the policy says more",
+                f"{_count(len(loaded.observed), 'place only reports', 'places only report')} "
+                f"though the policy says more",
                 notes=_listed(loaded.observed),
                 help=f"`o2c status {loaded.name}` goes on showing them",
             )
         )
     return found
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _listed(failures: tuple[state.Failure, ...]) -> tuple[str, ...]:

@@ -119,32 +119,40 @@ def _load(
 ) -> state.State:
     planned = plan(info, options.wanted)
     if not planned.attachments:
-        raise DiagnosticError(
-            error("O2C0834", f"no site of `{info.name}` can be attached", notes=_listed(planned.failures))
-        )
+        raise _nothing_attached(info.name, planned.failures)
     directory = _claim(info.name)
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
         undo.callback(_remove_pins, directory, silent)
-        with BpfObject(data) as loaded:
-            progress("verify", 0, len(programs_wanted))
-            try:
+        try:
+            with BpfObject(data) as loaded:
+                progress("verify", 0, len(programs_wanted))
                 loaded.load(lambda name: name in programs_wanted)
-            except LoadError as problem:
-                raise verifier_diagnostic(problem) from problem
-            progress("verify", len(programs_wanted), len(programs_wanted))
-            for name, descriptor in loaded.maps().items():
-                kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
-            programs = loaded.programs()
-            for hook in info.hooks:
-                _attach_hook(hook, programs, directory / "links")
-            observed: tuple[state.Failure, ...] = ()
-            if needs is not None:
-                undo.callback(enforcement.remove, info.name)
-                outcome = _enforce(data, info, planned, programs, needs, options, progress)
-                observed, refused = outcome.observed, outcome.failures
-            else:
-                refused = tuple(_attach_sites(planned.attachments, programs, directory, progress))
+                progress("verify", len(programs_wanted), len(programs_wanted))
+                for name, descriptor in loaded.maps().items():
+                    kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
+                programs = loaded.programs()
+                for hook in info.hooks:
+                    _attach_hook(hook, programs, directory / "links")
+                observed: tuple[state.Failure, ...] = ()
+                if needs is not None:
+                    undo.callback(enforcement.remove, info.name)
+                    outcome = _enforce(data, info, planned, programs, needs, options, progress)
+                    observed, refused = outcome.observed, outcome.failures
+                else:
+                    refused = tuple(_attach_sites(planned.attachments, programs, directory, progress))
+        except LoadError as problem:
+            raise verifier_diagnostic(problem) from problem
+        except OSError as problem:
+            raise DiagnosticError(
+                error(
+                    "O2C0805",
+                    f"`{directory}` cannot be filled: {os.strerror(problem.errno or 0).lower()}",
+                    help="run as root, with bpffs mounted: mount -t bpf bpf /sys/fs/bpf",
+                )
+            ) from problem
+        if len(refused) == len(planned.attachments):
+            raise _nothing_attached(info.name, refused)
         result = state.State(
             name=info.name,
             loaded_at=time.time(),
@@ -200,6 +208,17 @@ def _enforce(
     except EnforcerError as problem:
         raise enforcement.refused(problem) from None
     return outcome
+
+
+def _nothing_attached(name: str, failures: Sequence[state.Failure]) -> DiagnosticError:
+    return DiagnosticError(
+        error(
+            "O2C0834",
+            f"no site of `{name}` can be attached",
+            notes=_listed(failures),
+            help="`o2c doctor` says what this kernel can do; with `--only`, look at its patterns",
+        )
+    )
 
 
 def _listed(failures: Sequence[state.Failure]) -> tuple[str, ...]:
@@ -304,6 +323,7 @@ def unload(name: str, progress: Progress = silent) -> int:
     state.check_name(name)
     directory = state.pins(name)
     with state.locked(name):
+        running_kernel.restore_optimization()
         was_enforced = enforcement.remove(name)
         if not directory.exists():
             known = name in state.recorded()

@@ -11,6 +11,7 @@ from pathlib import Path
 from o2cc.diagnostics import Diagnostic, error
 
 _OPTIMIZATION = Path("/proc/sys/debug/kprobes-optimization")
+_OPTIMIZATION_MARKER = Path("/run/o2c/optimization-is-off")
 
 
 def build_id(notes: bytes) -> str:
@@ -129,13 +130,33 @@ def read_modules_symbols(names: Iterable[str]) -> dict[str, int]:
 
 
 class KprobeOptimizationOff:
-    """Keeps the kernel from optimizing probes one by one while many are placed; restores the setting after."""
+    """Keeps the kernel from optimizing probes one by one while many are placed; restores the setting after.
+
+    A marker file says that the setting is to be restored: who finds it, with optimization off, does what a killed
+    process could not do any more.
+    """
+
+    def __init__(self, setting: Path = _OPTIMIZATION, marker: Path = _OPTIMIZATION_MARKER) -> None:
+        self._setting = setting
+        self._marker = marker
+        self._restore = False
 
     def __enter__(self) -> None:
-        self._before = _read(str(_OPTIMIZATION)).strip()
-        if self._before == b"1":
-            _OPTIMIZATION.write_text("0")
+        before = _read(str(self._setting)).strip()
+        if before == b"1":
+            self._marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._marker.touch()
+            self._setting.write_text("0")
+        self._restore = before == b"1" or (before == b"0" and self._marker.exists())
 
     def __exit__(self, *_: object) -> None:
-        if self._before == b"1":
-            _OPTIMIZATION.write_text("1")
+        if self._restore:
+            self._setting.write_text("1")
+            self._marker.unlink(missing_ok=True)
+
+
+def restore_optimization(setting: Path = _OPTIMIZATION, marker: Path = _OPTIMIZATION_MARKER) -> None:
+    """Switch optimization on again if a process was killed while it kept it off."""
+    if marker.exists():
+        with KprobeOptimizationOff(setting, marker):
+            pass

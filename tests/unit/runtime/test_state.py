@@ -191,3 +191,23 @@ def test_addresses_are_found_in_a_core_file() -> None:
     assert locate(segments, 0xFFFF0100, 15) is None
     with pytest.raises(ValueError, match="ELF"):
         parse_segments(b"MZ", b"")
+
+
+def test_optimization_is_restored_after_a_killed_loader(tmp_path: Path) -> None:
+    setting, marker = tmp_path / "setting", tmp_path / "run" / "marker"
+    setting.write_text("1\n")
+    off = running_kernel.KprobeOptimizationOff(setting, marker)
+    off.__enter__()
+    assert setting.read_text() == "0"
+    running_kernel.restore_optimization(setting, marker)  # the process above is gone
+    assert setting.read_text() == "1"
+    assert not marker.exists()
+
+
+def test_optimization_that_was_off_stays_off(tmp_path: Path) -> None:
+    setting, marker = tmp_path / "setting", tmp_path / "marker"
+    setting.write_text("0\n")
+    with running_kernel.KprobeOptimizationOff(setting, marker):
+        pass
+    running_kernel.restore_optimization(setting, marker)
+    assert setting.read_text() == "0\n"

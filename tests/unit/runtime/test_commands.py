@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands as a user calls them, as far as no kernel is needed: every bad input is a diagnostic."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from o2cc.cli.common import EXIT_CLEAN, EXIT_ERRORS, EXIT_USAGE, run
+from o2cc.cli.o2c import o2c
+from o2cc.runtime import loader, state
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "RUN", tmp_path / "run")
+    monkeypatch.setattr(state, "BPFFS", tmp_path / "bpf")
+
+
+def call(*arguments: str) -> int:
+    return run(o2c, "o2c", arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "O2C0"),
+        (b"\x7fELF", "O2C0608"),
+        (b"\x7fELF" + os.urandom(400), "O2C0608"),
+        (b"compartment {", "O2C01"),
+        (b"\xff\xfe\xfd", "O2C0902"),
+    ],
+)
+def test_loading_junk_is_a_diagnostic(
+    content: bytes, code: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "junk"
+    file.write_bytes(content)
+    assert call("load", str(file)) == EXIT_ERRORS
+    assert f"error[{code}" in capsys.readouterr().err
+
+
+def test_loading_a_directory_or_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("load", str(tmp_path)) == EXIT_ERRORS
+    assert call("load", str(tmp_path / "missing.bpf.o")) == EXIT_ERRORS
+    assert call("load", str(tmp_path / "missing.o2c")) == EXIT_ERRORS
+    assert capsys.readouterr().err.count("error[O2C0901]") == 3
+
+
+def test_an_object_s_action_cannot_become_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.bpf.o").write_bytes(b"\x7fELF")
+    assert call("load", str(tmp_path / "x.bpf.o"), "--degrade", "kill") == EXIT_ERRORS
+    assert "O2C0836" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("unload", "name", "--all"),
+        ("monitor", "--count", "0"),
+        ("monitor", "--for", "-1"),
+        ("load",),
+        ("load", "x", "--layout", "round"),
+        ("phase", "name", "third"),
+        ("status", "a", "b"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*arguments) == EXIT_USAGE
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "monitor", "phase", "unload"])
+def test_a_name_that_is_not_loaded(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "nothing") == EXIT_ERRORS
+    assert "error[O2C0802]: no compartment `nothing` is loaded" in capsys.readouterr().err
+
+
+def test_status_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("status") == EXIT_CLEAN
+    assert capsys.readouterr().out == "no compartment is loaded\n"
+    assert call("status", "--json") == EXIT_CLEAN
+    assert json.loads(capsys.readouterr().out) == {"compartments": []}
+
+
+def test_leftovers_are_named_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    (state.BPFFS / "dead" / "links").mkdir(parents=True)
+    (state.BPFFS / "dead" / "links" / "0").touch()
+    assert call("status") == EXIT_CLEAN
+    assert "O2C0842" in capsys.readouterr().err
+    assert call("unload", "--all", "--json") == EXIT_CLEAN
+    assert json.loads(capsys.readouterr().out) == {"unloaded": {"dead": 1}}
+    assert state.leftovers() == ()
+
+
+def test_checks_that_are_not_there_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tuple(state.Failure(n, f"perf_trace_{n}+0x1", "refused") for n in range(12))
+    loaded = state.State("made", 0.0, "", 3, missing, False, "report", (state.Failure(1, "f+0x2", "why"),))
+    monkeypatch.setattr(loader, "load", lambda *a, **k: loaded)
+    (tmp_path / "x.bpf.o").write_bytes(b"\x7fELF")
+    assert call("load", str(tmp_path / "x.bpf.o")) == EXIT_CLEAN
+    printed = capsys.readouterr()
+    assert (
+        printed.out
+        == "made: 3 sites attached, violations are reported, weaker than the policy by --degrade report\n"
+    )
+    assert "warning[O2C0840]: 12 checks are not there" in printed.err
+    assert "and 2 more" in printed.err
+    assert "warning[O2C0841]: 1 place only reports" in printed.err
+
+
+def test_doctor_prints_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    status = call("doctor", "--json")
+    document = json.loads(capsys.readouterr().out)
+    assert status == (EXIT_CLEAN if document["can_report"] else EXIT_ERRORS)
+    assert call("doctor") == status
+    printed = capsys.readouterr().out
+    assert all(finding["text"] in printed for finding in document["findings"])
