@@ -189,6 +189,7 @@ class Expressions:
             inner = self.at(pointer)
             start = inner.value(part.start)
             length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
+            length = code.select(start, length, 0)  # a buffer that is not there is an empty range
             held = code.call("is_covered", start, length, self.place.site, self.place.sp, self.place.bp)
         code.branch(held, if_true, if_false)
 
