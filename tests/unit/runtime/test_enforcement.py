@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sites are put into the hands of o2c.ko, with a stand-in for it that refuses what a test says."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import cast
+
+from o2cc.runtime import enforcement
+from o2cc.runtime.enforcer import Action, Attached, Enforcer, Kind, Mode, Reason, Site
+from o2cc.runtime.instructions import Placed
+from o2cc.runtime.libbpf import Program
+from tests.unit.runtime.made import site
+
+STORE = bytes.fromhex("48895618") + bytes([0x90] * 8)
+PROGRAMS = {"program": Program("program", 7), "other": Program("other", 8)}
+
+
+class StandIn:
+    """Takes everything but the addresses that a test names, and remembers what it was asked for."""
+
+    def __init__(self, never: Sequence[int] = (), not_denied: Sequence[int] = ()) -> None:
+        self.never, self.not_denied = never, not_denied
+        self.programs: list[int] = []
+        self.sites: list[Site] = []
+
+    def program(self, descriptor: int) -> int:
+        self.programs.append(descriptor)
+        return len(self.programs) - 1
+
+    def try_attach(self, sites: Sequence[Site]) -> list[Attached]:
+        return [self._attach(one) for one in sites]
+
+    def _attach(self, one: Site) -> Attached:
+        if one.address in self.never:
+            return Attached(None, Mode.OBSERVE, errno.EINVAL, Reason.PROBE)
+        if one.address in self.not_denied and one.action is not Action.REPORT:
+            return Attached(None, Mode.OBSERVE, errno.EOPNOTSUPP, Reason.FORM)
+        self.sites.append(one)
+        return Attached(len(self.sites) - 1, Mode.SKIP, 0, Reason.NONE)
+
+
+def placed(number: int, **changes: object) -> Placed:
+    return Placed(site(number, **changes), 0x1000 + number, STORE, Action.DENY, 8)  # type: ignore[arg-type]
+
+
+def attach(given: StandIn, *sites: Placed) -> enforcement.Enforced:
+    return enforcement.attach(cast("Enforcer", given), sites, PROGRAMS, lambda stage, done, total: None)
+
+
+def test_each_program_is_registered_once() -> None:
+    given = StandIn()
+    outcome = attach(given, placed(0), placed(1), placed(2, program="other"))
+    assert sorted(given.programs) == [7, 8]
+    assert [given.programs[one.program] for one in given.sites] == [7, 7, 8]
+    assert (outcome.denying, outcome.observed, outcome.failures) == (3, (), ())
+
+
+def test_what_cannot_be_denied_is_observed_and_named() -> None:
+    given = StandIn(not_denied=[0x1001])
+    outcome = attach(given, placed(0), placed(1))
+    assert [(one.address, one.kind, one.action) for one in given.sites] == [
+        (0x1000, Kind.STORE, Action.DENY),
+        (0x1001, Kind.OBSERVE, Action.REPORT),
+    ]
+    assert outcome.denying == 1
+    assert [(item.site, item.reason) for item in outcome.observed] == [
+        (1, "the kernel module cannot deny this instruction")
+    ]
+
+
+def test_what_takes_no_probe_at_all_is_a_failure() -> None:
+    outcome = attach(StandIn(never=[0x1001]), placed(0), placed(1))
+    assert outcome.denying == 1
+    assert [item.place for item in outcome.failures] == ["f+0x10"]
+    assert "kprobes refused the address" in outcome.failures[0].reason
+
+
+def test_a_place_that_only_records_a_result_is_no_gap() -> None:
+    given = StandIn()
+    outcome = attach(given, placed(0, kind="call", note="result of kmalloc"), placed(1, kind="return"))
+    assert [one.kind for one in given.sites] == [Kind.OBSERVE, Kind.RETURN]
+    assert outcome == enforcement.Enforced(0, (), ())
+
+
+def test_an_instruction_that_is_not_the_expected_one_is_a_gap() -> None:
+    outcome = attach(StandIn(), placed(0, kind="call"))
+    assert "not the call that the compiler saw" in outcome.observed[0].reason
