@@ -195,7 +195,7 @@ class _Checker:
             self._action(ViolationKind.ICALL, None),
             self.span,
         )
-        tests = self._tests()
+        tests = self._tests({gate.function for gate in gates})
         self._check_typed(grants, gates, entries)
         features = required_features(
             default=self.default,
@@ -333,7 +333,7 @@ class _Checker:
         reason = "in a set called `dangerous`"
         return replace(gate, effects=(*gate.effects, model.Dangerous(reason, mention.span)))
 
-    def _tests(self) -> tuple[model.PolicyTest, ...]:
+    def _tests(self, gates: set[str]) -> tuple[model.PolicyTest, ...]:
         known = [
             item.name.text
             for item in self.context.program.main.file.items
@@ -377,7 +377,7 @@ class _Checker:
                         secondary=[Label(earlier.name.span, "first defined here")],
                     )
                 )
-            tests.append(TestChecker(self.context, self.target).check(item))
+            tests.append(TestChecker(self.context, self.target, gates).check(item))
         return tuple(tests)
 
     def _check_typed(

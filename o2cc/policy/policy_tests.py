@@ -6,11 +6,13 @@ Elsewhere a path to a field means the field's value: what `given` said, or zero.
 
 Codes: O2C0202 unknown name, O2C0204 defined twice, O2C0206 unknown capability, O2C0210 unknown struct, O2C0211 unknown field, O2C0213
 unknown function, O2C0260 state and capability disagree, O2C0261 `expect` without a step before, O2C0262 wrong number of
-arguments, O2C0263 store of unknown size, O2C0264 value that a test cannot compute, O2C0265 `leave` without `enter`.
+arguments, O2C0263 store of unknown size, O2C0264 value that a test cannot compute, O2C0265 `leave` without `enter`, O2C0266
+function that is no gate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from o2cc.diagnostics import Label, Span, did_you_mean, error, warning
@@ -52,9 +54,10 @@ class TestChecker:
 
     __test__ = False
 
-    def __init__(self, context: Context, target: TargetCode) -> None:
+    def __init__(self, context: Context, target: TargetCode, gates: Collection[str]) -> None:
         self.context = context
         self.target = target
+        self.gates = gates
         self.objects: dict[str, _Object] = {}
         self.numbers: dict[str, tuple[int, Span]] = {}
         self.steps: list[TestStep] = []
@@ -92,6 +95,14 @@ class TestChecker:
             case nodes.CallStep():
                 return self._call(step)
             case nodes.GateStep():
+                name = step.function.text
+                if self.context.has_target and name not in self.gates and name in self.target.callees:
+                    self._error(
+                        "O2C0266",
+                        f"`{name}` is no gate of this policy",
+                        step.function.span,
+                        help=f"it may not be called; write `call {name}(...)` to expect that it is denied",
+                    )
                 return self._call(step)
             case nodes.IndirectCallStep():
                 self._own_function(step.site.function)

@@ -191,6 +191,7 @@ CASES: dict[str, str] = {
         after='test "t" { given p: struct sk_buff owned  given p = 4  call kfree(p)  expect deny }\n'
     ),
     "test_of_unknown_compartment": compartment(after='test "t" of dmo { call kfree(1)  expect deny }\n'),
+    "test_of_no_gate": compartment(after='test "t" { gate kernel_write(1)  expect deny }\n'),
     "test_twice": compartment(
         after='test "t" { call kfree(1) expect deny }\ntest "t" { call kfree(1) expect deny }\n'
     ),
