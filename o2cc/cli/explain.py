@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import click
 
@@ -12,13 +13,13 @@ from o2cc.cli.opt import parse_valid
 from o2cc.diagnostics import SourceFile
 from o2cc.files import read_source
 from o2cc.ir import nodes as ir
-from o2cc.ir.explain import explain_place, parse_place
+from o2cc.ir.explain import explain_function, explain_place, parse_place
 from o2cc.kernel.description import Description, Site
 
 
 @click.command("explain")
 @diagnostic_command
-@click.argument("place", metavar="FUNCTION+OFFSET")
+@click.argument("place", metavar="FUNCTION[+OFFSET]")
 @click.argument("file")
 @click.option(
     "-k", "--kernel", metavar="RELEASE|FILE", help="The kernel or description that a policy is compiled for."
@@ -26,34 +27,52 @@ from o2cc.kernel.description import Description, Site
 def explain(reporter: Reporter, place: str, file: str, kernel: str | None) -> None:
     """Say how the instruction at FUNCTION+OFFSET is checked, or why it needs no check.
 
-    FILE is a policy (.o2c), or a module in the text form of the intermediate representation (.ir, from
-    `o2cc --emit ir`).
+    With FUNCTION alone: one line for each of its instructions that needs a decision. FILE is a policy (.o2c), or
+    a module in the text form of the intermediate representation (.ir, from `o2cc --emit ir`).
     """
-    function, offset = parse_place(place)
+    where = parse_place(place) if "+" in place else None
     source = reporter.read_source(file)
-    if file.endswith(".ir"):
-        module = parse_valid(source, {})
-        click.echo(explain_place(module, function, offset, readable_sources(module)), nl=False)
+    known = _module(source) if file.endswith(".ir") else _policy(source, kernel)
+    if where is None:
+        told = explain_function(known.module, place, known.unchecked)
     else:
-        click.echo(explain_policy(source, kernel, function, offset), nl=False)
+        told = explain_place(known.module, *where, known.sources, known.unchecked)
+        told += _instruction(known.description, *where)
+    click.echo(told, nl=False)
 
 
-def explain_policy(source: SourceFile, kernel: str | None, function: str, offset: int) -> str:
-    """The same for a policy, which is compiled for it.  Raises `DiagnosticError`."""
+@dataclass(frozen=True)
+class _Known:
+    """What there is to tell of a module."""
+
+    module: ir.Module
+    sources: dict[str, SourceFile]
+    unchecked: dict[tuple[str, int], str]
+    description: Description | None
+
+
+def _module(source: SourceFile) -> _Known:
+    module = parse_valid(source, {})
+    return _Known(module, readable_sources(module), {}, None)
+
+
+def _policy(source: SourceFile, kernel: str | None) -> _Known:
     from o2cc.compiler import Options, Stopwatch  # late: a module in text form needs none of it
     from o2cc.driver import compile_source
     from o2cc.options import CompileOptions
 
     compiled, _ = compile_source(source, CompileOptions(kernel=kernel), Options(), Stopwatch())
-    sources = {name: SourceFile(name, text) for name, text in compiled.sources.items()}
-    unchecked = {(place.function, place.offset): place.reason for place in compiled.unchecked}
-    told = explain_place(compiled.module, function, offset, sources, unchecked)
-    return told + _instruction(compiled.description, function, offset)
+    return _Known(
+        compiled.module,
+        {name: SourceFile(name, text) for name, text in compiled.sources.items()},
+        {(place.function, place.offset): place.reason for place in compiled.unchecked},
+        compiled.description,
+    )
 
 
-def _instruction(target: Description, function: str, offset: int) -> str:
+def _instruction(target: Description | None, function: str, offset: int) -> str:
     """What the description says of the instruction itself."""
-    found = target.function_by_name.get(function)
+    found = target.function_by_name.get(function) if target is not None else None
     place = found.site_by_offset.get(offset) if found is not None else None
     if place is None:
         return ""

@@ -68,6 +68,29 @@ def explain_place(
     return "".join(parts)
 
 
+def explain_function(
+    module: ir.Module, function: str, unchecked: Mapping[tuple[str, int], str] | None = None
+) -> str:
+    """One line for each place of a function that needs a decision, in the order of the code.
+
+    Raises `DiagnosticError` (O2C0541) if there is none.
+    """
+    lines: list[tuple[int, str]] = []
+    for site in module.sites:
+        if site.function == function:
+            covered = f", by the check of site {site.covered_by}" if site.covered_by is not None else ""
+            lines.append((site.offset, f"{_KINDS[site.kind]:14} checked{covered}: {site.check}"))
+    for proof in module.discharged:
+        if proof.function == function:
+            lines.append((proof.offset, f"{_KINDS[proof.kind]:14} needs no check: {proof.reason}"))
+    for (name, offset), reason in (unchecked or {}).items():
+        if name == function:
+            lines.append((offset, f"{'':14} not checked: {reason}"))
+    if not lines:
+        raise DiagnosticError(_nothing(module, function, None))
+    return "".join(f"{function}+{offset:<#7x} {text}\n" for offset, text in sorted(lines))
+
+
 def _asked(span: Span | None, sources: Mapping[str, SourceFile]) -> str:
     if span is None:
         return ""
@@ -104,16 +127,15 @@ def _proved(site: ir.Discharged, sources: Mapping[str, SourceFile]) -> str:
     )
 
 
-def _nothing(module: ir.Module, function: str, offset: int) -> Diagnostic:
+def _nothing(module: ir.Module, function: str, offset: int | None) -> Diagnostic:
     places = [(s.function, s.offset) for s in module.sites] + [
         (d.function, d.offset) for d in module.discharged
     ]
-    own = sorted(
-        {place for name, place in places if name == function}, key=lambda place: (abs(place - offset), place)
+    if offset is None or all(name != function for name, _ in places):
+        advice = did_you_mean(function, {name for name, _ in places})
+        return error("O2C0541", f"no site is in a function `{function}`", help=advice)
+    own = sorted({place for name, place in places if name == function}, key=lambda place: abs(place - offset))
+    nearest = ", ".join(f"`{function}+{place:#x}`" for place in sorted(own[:4]))
+    return error(
+        "O2C0541", f"no site is at `{function}+{offset:#x}`", help=f"the nearest sites there: {nearest}"
     )
-    if own:
-        nearest = ", ".join(f"`{function}+{place:#x}`" for place in sorted(own[:4]))
-        advice = f"the nearest sites there: {nearest}"
-    else:
-        advice = did_you_mean(function, {name for name, _ in places}) or "no site is in this function"
-    return error("O2C0541", f"no site is at `{function}+{offset:#x}`", help=advice)

@@ -219,4 +219,15 @@ def test_explain_helps_to_find_the_place(tmp_path: Path) -> None:
     assert nearest.exit_code == 1
     assert "`func+0x10`, `func+0x18`, `func+0x20`" in nearest.output
     assert "did you mean `func`?" in CliRunner().invoke(explain, ["funk+0x10", str(given)]).output
-    assert "O2C0540" in CliRunner().invoke(explain, ["func", str(given)]).output
+    assert "O2C0540" in CliRunner().invoke(explain, ["func+", str(given)]).output
+    assert "O2C0541" in CliRunner().invoke(explain, ["other", str(given)]).output
+
+
+def test_explain_lists_a_function(tmp_path: Path) -> None:
+    given = tmp_path / "in.ir"
+    given.write_text(TEXT)
+    assert CliRunner().invoke(explain, ["func", str(given)]).output == (
+        "func+0x10    store          checked: c\n"
+        "func+0x18    store          checked, by the check of site 1: c\n"
+        "func+0x20    store          needs no check: own-frame\n"
+    )
