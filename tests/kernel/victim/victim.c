@@ -250,6 +250,11 @@ static int attack(unsigned int command, struct victim_object *object)
 		start_timer(&victim_timer);
 		msleep(40);
 		return 0;
+	case VICTIM_PENDING_TIMER:
+		mod_timer(&victim_timer, jiffies + HZ / 10);
+		WRITE_ONCE(victim_timer.function, (void (*)(struct timer_list *))bystander_timer);
+		msleep(250);
+		return 0;
 	case VICTIM_OLD_OBJECT:
 		store_word(&old_object->words[0], 1);
 		return 0;

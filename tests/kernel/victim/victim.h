@@ -30,6 +30,8 @@
 #define VICTIM_FORGED_LIST      _IO('V', 14)
 #define VICTIM_FOREIGN_FREE     _IO('V', 15)
 #define VICTIM_TIMER_CALLBACK   _IO('V', 16)
+/* The same, after the timer was handed to the kernel: the kernel makes the call, no code of the module. */
+#define VICTIM_PENDING_TIMER    _IO('V', 17)
 /* Touch an object that was allocated when the module was loaded, before any policy. */
 #define VICTIM_OLD_OBJECT       _IO('V', 18)
 #define VICTIM_OLD_FOREIGN      _IO('V', 19)

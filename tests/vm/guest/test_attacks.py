@@ -38,7 +38,7 @@ from tests.vm.guest.victim_support import (
 )
 from tests.vm.policies import POLICY, guest_description, guest_object
 
-OLD_OBJECT, OLD_FOREIGN = 18, 19
+PENDING_TIMER, OLD_OBJECT, OLD_FOREIGN = 17, 18, 19
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,15 @@ def test_open_a_write_inside_an_own_object(policy: state.State, victim: Victim) 
     found, _ = events()
     assert ("store", "victim_ioctl") not in names_of(found)
     assert names_of(found) == (("indirect call", "call_action"),)
+
+
+def test_open_a_callback_that_the_kernel_holds_already(policy: state.State, victim: Victim) -> None:
+    """A timer's function is checked when the timer is handed over; it lies in an own object and can be changed later,
+    and then the kernel calls it."""
+    events()
+    victim.run(PENDING_TIMER)
+    assert names_of(events()[0]) == ()
+    assert victim.state()["secret"] == 1
 
 
 def test_open_a_report_does_not_prevent(policy: state.State, victim: Victim) -> None:
