@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from o2cc.trees.importer import Imported, tree_from_arrays
 from o2cc.trees.reference import FloatTree
-from o2cc.trees.thresholds import integer_threshold
 
 # Thresholds of every magnitude: between floats, at powers of two, negative, above every word.
 THRESHOLDS = st.one_of(
@@ -53,7 +52,7 @@ def build(
         feature[at] = int(random.integers(features))
         low, high = intervals.get(feature[at], (0, 2**64 - 1))
         threshold[at] = float(random.choice(pool)) if pool else _threshold_within(low, high, random)
-        split = min(max(integer_threshold(threshold[at]), low), high)
+        split = min(max(closed_form(threshold[at]), low), high)
         children = [
             (left[at], {**intervals, feature[at]: (low, split)}),
             (right[at], {**intervals, feature[at]: (min(split + 1, high), high)}),
@@ -67,6 +66,22 @@ def build(
     return Imported(tree_from_arrays(reference, [f"class {k}" for k in range(classes)]), reference)
 
 
+def closed_form(threshold: float) -> int:
+    """The integer threshold without a search: for making trees fast, and to hold the search against."""
+    if threshold < 0:
+        return -1
+    if threshold < 2**24:
+        return int(threshold)  # words up to there are floats themselves
+    if threshold >= 2**64:
+        return 2**64 - 1
+    below = np.float32(threshold)
+    if float(below) > threshold:
+        below = np.nextafter(below, np.float32(0))
+    ulp = int(np.nextafter(below, np.float32(np.inf))) - int(below)
+    is_even = int(below) // ulp % 2 == 0
+    return min(int(below) + ulp // 2 - (not is_even), 2**64 - 1)
+
+
 def _threshold_within(low: int, high: int, random: np.random.Generator) -> float:
     """As scikit-learn makes them, between two float32 casts of words; of any magnitude that the interval has."""
     for _ in range(20):
@@ -78,7 +93,7 @@ def _threshold_within(low: int, high: int, random: np.random.Generator) -> float
             word = low + int(random.integers(0, 2**64 - 1, dtype=np.uint64)) % (high - low + 1)
         a = float(np.float32(word))
         candidate = a / 2 + float(np.nextafter(np.float32(a), np.float32(np.inf))) / 2
-        if low <= integer_threshold(candidate) < high:
+        if low <= closed_form(candidate) < high:
             return candidate
     return float(low)
 

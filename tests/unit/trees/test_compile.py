@@ -37,7 +37,7 @@ def mismatches(imported: Imported, compiled: CompiledTree, count: int, seed: int
     st.booleans(),
     st.sampled_from([None, Form.TABLE]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_compiled_trees_agree(
     tests: int, features: int, classes: int, seed: int, pool: list[float], chain: bool, form: Form | None
 ) -> None:

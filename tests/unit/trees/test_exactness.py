@@ -19,7 +19,7 @@ from o2cc.trees.vectors import boundary_words, make_vectors, random_vectors
 @given(
     st.integers(1, 30), st.integers(1, 4), st.integers(0, 2**32), st.lists(THRESHOLDS, min_size=1, max_size=8)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_integers_agree_with_floats_on_boundaries(
     tests: int, features: int, seed: int, pool: list[float]
 ) -> None:

@@ -28,7 +28,7 @@ def codes(problem: pytest.ExceptionInfo[DiagnosticError]) -> set[str]:
 
 
 @given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_written_tree_is_read_back(tests: int, features: int, classes: int, seed: int) -> None:
     tree = build(tests, features, classes, seed).tree
     assert tree_from_document(parse_json(tree_to_text(tree).encode(), "t"), "t") == tree

@@ -95,7 +95,7 @@ def objects(words: list[int], size: int, flags: int) -> Objects:
         max_size=12,
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_ir_classifies_as_the_tree(
     tests: int, seed: int, samples: list[tuple[list[int], int, int]]
 ) -> None:
@@ -125,7 +125,7 @@ def test_the_ir_classifies_as_the_tree(
 
 
 @given(WORDS, st.integers(0, 6), st.integers(0, 60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_class_of_any_word(word: int, index: int, size: int) -> None:
     nodes = (Test(0, 0, 1, 2, 0.5), Leaf(0), Leaf(1))
     tree = IntegerTree(nodes, ("a", "b"), (Feature(FeatureKind.WORD_CLASS, index),))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_trees import THRESHOLDS
+from made_trees import THRESHOLDS, closed_form
 
 from o2cc.trees.thresholds import NEVER, WORD_MAX, float32_neighbours, integer_threshold, integer_thresholds
 
@@ -56,6 +56,12 @@ def test_the_words_next_to_the_threshold_fall_on_different_sides(threshold: floa
 )
 def test_known_thresholds(threshold: float, expected: int) -> None:
     assert integer_threshold(threshold) == expected
+
+
+@given(THRESHOLDS)
+@settings(max_examples=300)
+def test_the_search_finds_the_closed_form(threshold: float) -> None:
+    assert integer_threshold(threshold) == closed_form(threshold)
 
 
 def test_many_thresholds_at_once_are_as_one_by_one() -> None:
