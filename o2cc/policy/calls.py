@@ -219,7 +219,7 @@ def _indirect(
             case nodes.SelfTarget():
                 own = True
             case nodes.OpsTarget():
-                if item.type.name.text not in target.slots and context.struct(item.type.name) is None:
+                if item.type.name.text not in target.slots and context.struct(item.type) is None:
                     continue
                 modules = tuple(literal.text for literal in item.modules)
                 ops.append(OpsTargets(item.type.name.text, modules, item.span))

@@ -93,7 +93,7 @@ def _make(context: Context, module: ParsedModule, node: nodes.CapsDef) -> Capabi
         return None
     parameter = node.parameters.parameters[0]
     assert isinstance(parameter.type, nodes.StructType)
-    struct = context.struct(parameter.type.name)
+    struct = context.struct(parameter.type)
     if struct is None:
         return None
     scope = Scope(module, parameters={parameter.name.text: (0, pointer_to(struct.name, struct.size))})

@@ -131,6 +131,7 @@ class _ScopedRule:
 
     node: nodes.ScopedRule
     scope: Scope | None
+    block: nodes.InFunctions | None = None
 
 
 class _Checker:
@@ -249,7 +250,7 @@ class _Checker:
                         warning("O2C0233", "this block has no rules", rule.span, "it has no effect")
                     )
                 if scope is not None:
-                    rules.extend(_ScopedRule(inner, scope) for inner in rule.rules)
+                    rules.extend(_ScopedRule(inner, scope, rule) for inner in rule.rules)
             elif isinstance(
                 rule,
                 nodes.WriteStruct
@@ -282,7 +283,8 @@ class _Checker:
 
     def _grants(self) -> tuple[Grant, ...]:
         main = self.context.program.main
-        builder = GrantBuilder(self.context, Reasons(main.source, main.file))
+        reasons = Reasons(main.source, main.file)
+        builder = GrantBuilder(self.context, reasons)
         grants: list[Grant] = []
         for rule in self.rules:
             if isinstance(
@@ -290,7 +292,9 @@ class _Checker:
                 nodes.WriteStruct | nodes.WriteBehind | nodes.WritePernet | nodes.WriteSymbols,
             ):
                 action = self._action(ViolationKind.WRITE, rule.scope)
-                grants.extend(builder.build(rule.node, rule.scope, action))
+                made = builder.build(rule.node, rule.scope, action)
+                block = reasons.of(rule.block.span) if rule.block is not None else ""
+                grants.extend(replace(grant, reason=grant.reason or block) for grant in made)
         check_overlaps(grants, self.context.collector)
         for grant in grants:
             if not grant.reason:

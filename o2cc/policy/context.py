@@ -123,19 +123,32 @@ class Context:
         finally:
             self.resolving.pop()
 
-    def struct(self, name: nodes.Name) -> Struct | None:
-        """The struct or union of that name; reports one that is unknown (O2C0210)."""
+    def struct(self, type_: nodes.StructType) -> Struct | None:
+        """The struct or union that a type names; reports one that is unknown or is the other of the two (O2C0210)."""
+        name = type_.name
         found = self.table.struct_by_name.get(name.text)
-        if found is None and self.has_target:
+        if found is None:
+            if self.has_target:
+                self.collector.add(
+                    error(
+                        "O2C0210",
+                        f"unknown {type_.kind} `{name.text}`",
+                        name.span,
+                        "not in the type information of this target",
+                        help=did_you_mean(name.text, self.table.struct_by_name),
+                    )
+                )
+            return None
+        if found.kind != type_.kind:
             self.collector.add(
                 error(
                     "O2C0210",
-                    f"unknown struct `{name.text}`",
-                    name.span,
-                    "not in the type information of this target",
-                    help=did_you_mean(name.text, self.table.struct_by_name),
+                    f"`{name.text}` is a {found.kind}, not a {type_.kind}",
+                    type_.span,
+                    help=f"write `{found.kind} {name.text}`",
                 )
             )
+            return None
         return found
 
     def field(self, struct: str, path: str, span: Span) -> FieldPlace | None:

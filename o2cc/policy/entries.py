@@ -141,7 +141,7 @@ class EntryBuilder:
             if self.context.has_target:
                 known = {*self.target.slots, *self.context.table.struct_by_name}
                 if struct not in known:
-                    self.context.struct(ops.type.name)
+                    self.context.struct(ops.type)
                 else:
                     self.context.collector.add(
                         warning(

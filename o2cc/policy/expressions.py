@@ -225,7 +225,7 @@ class Checker:
 
     def _size_of(self, node: nodes.SizeOf) -> Typed | None:
         if isinstance(node.type, nodes.StructType):
-            struct = self.context.struct(node.type.name)
+            struct = self.context.struct(node.type)
             return None if struct is None else Typed(constant(struct.size, node.span), Unit.SIZE)
         size = base_size(node.type.text)
         if size is None:

@@ -125,7 +125,7 @@ def stated_type(context: Context, node: nodes.Type) -> ValueType | None:
         struct = context.table.struct_by_name.get(node.name.text)
         if struct is None:
             if context.module_of(node.span) is context.program.main:
-                context.struct(node.name)
+                context.struct(node)
             return None
         return pointer_to(struct.name, struct.size)
     found = base_type(node.text)

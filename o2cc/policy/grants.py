@@ -86,7 +86,7 @@ class GrantBuilder:
     # --- structs
 
     def _struct(self, rule: nodes.WriteStruct, scope: Scope | None, action: Action) -> StructGrant | None:
-        struct = self.context.struct(rule.type.name)
+        struct = self.context.struct(rule.type)
         if struct is None:
             return None
         found = self.field_ranges(struct.name, rule.fields, rule.span)
@@ -243,7 +243,7 @@ class GrantBuilder:
     # --- behind pointers
 
     def _behind(self, rule: nodes.WriteBehind, scope: Scope | None, action: Action) -> list[Grant]:
-        struct = self.context.struct(rule.type.name)
+        struct = self.context.struct(rule.type)
         if struct is None:
             return []
         grants: list[Grant] = []
@@ -329,7 +329,7 @@ class GrantBuilder:
         ranges: tuple[Range, ...] = ()
         struct_name: str | None = None
         if rule.type is not None:
-            struct = self.context.struct(rule.type.name)
+            struct = self.context.struct(rule.type)
             if struct is None:
                 return None
             struct_name = struct.name

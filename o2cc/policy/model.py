@@ -417,7 +417,8 @@ class IndirectTargets:
 
 @dataclass(frozen=True, slots=True)
 class Audition:
-    """Untracked objects are typed by the tree in ``path``; ``confidence`` in 0..1 (exact decimal as text)."""
+    """Untracked objects are typed by the tree in ``path``; ``confidence`` in 0..1 (exact decimal as text).
+    ``own``: names or globs of structs that only the compartment allocates; an object judged to be one is its own."""
 
     path: str
     at_access: bool
@@ -425,6 +426,7 @@ class Audition:
     confidence: str
     accept_payload: tuple[str, ...]
     span: Span
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,14 +96,17 @@ class Program:
         return self.main
 
     def extern(self, function: str) -> tuple[ParsedModule, nodes.ExternFunction] | None:
-        """What the program says of a kernel function: by its name first, then by the first pattern that fits."""
+        """What the program says of a kernel function: the policy before its modules, a name before a pattern, and of
+        patterns the first that fits."""
         found = self.functions.get(function)
-        if found is not None:
+        if found is not None and found[0] is self.main:
             return found
         for pattern, module, node in self.function_globs:
+            if found is not None and module is not self.main:
+                break
             if fnmatch.fnmatchcase(function, pattern):
                 return module, node
-        return None
+        return found
 
     def used_by(self, module: ParsedModule) -> tuple[ParsedModule, ...]:
         """The module itself, then what it uses."""

@@ -160,7 +160,7 @@ class TestChecker:
         type_ = step.type
         match type_:
             case nodes.StructType():
-                struct = self.context.struct(type_.name)
+                struct = self.context.struct(type_)
                 if struct is None:
                     return None
                 return _Object(step.name.text, struct.name, struct.size, step.span)

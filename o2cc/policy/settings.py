@@ -227,9 +227,13 @@ def check_audition(context: Context, compartment: nodes.Compartment) -> Audition
         return None
     confidence = DEFAULT_CONFIDENCE
     payload: list[str] = []
+    own: list[str] = []
     for item in rule.items:
         if isinstance(item, nodes.AcceptPayload):
             payload.extend(literal.text for literal in item.caches)
+            continue
+        if isinstance(item, nodes.AcceptOwn):
+            own.extend(name.text for name in item.structs)
             continue
         stated = _confidence(context, item)
         if stated is not None:
@@ -241,6 +245,7 @@ def check_audition(context: Context, compartment: nodes.Compartment) -> Audition
         confidence=decimal(confidence),
         accept_payload=tuple(dict.fromkeys(payload)),
         span=rule.span,
+        own=tuple(dict.fromkeys(own)),
     )
 
 

@@ -44,6 +44,7 @@ CASES: dict[str, str] = {
         "gate mod_timer(timer, expires) { stores callback timer.function as entry tmer }"
     ),
     "struct_unknown": write("write struct demo_objct { size }"),
+    "struct_is_a_union": write("write struct demo_object__anonymous { hash }  // reason"),
     "base_type_unknown": compartment("gate send(sk: u33, skb) {}"),
     "sizeof_unknown": compartment("gate send(sk, skb) { require skb.len <= sizeof(u33) }"),
     "field_unknown": write("write struct demo_object { siez }"),

@@ -116,6 +116,11 @@ def test_the_policys_own_extern_takes_the_place_of_the_librarys() -> None:
     assert effects(found) == ["Lends $1 packet"]
 
 
+def test_a_pattern_of_the_policy_goes_before_a_name_of_the_library() -> None:
+    found = gate("kfree", before="extern fn { kf* }(...) pure\n")
+    assert requires(found) == []
+
+
 def test_transfer_is_takes_or_gives() -> None:
     found = gate(
         "mystery",

@@ -69,6 +69,14 @@ def test_the_reason_is_the_comment(written: str) -> None:
     assert grant.reason == "it counts errors"
 
 
+def test_the_reason_of_a_block_is_that_of_its_rules() -> None:
+    first, second = struct_grants(
+        "// opening counts\n    in functions { demo_open } {\n        write struct sock { sk_err }\n"
+        "        write struct sock { sk_queued }  // queued\n    }"
+    )
+    assert (first.reason, second.reason) == ("opening counts", "queued")
+
+
 def test_a_comment_further_up_is_no_reason() -> None:
     (grant,) = struct_grants("// about something else\n\n    write struct sock { sk_err }")
     assert grant.reason == ""
