@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from o2cc import lower as lowering
 from o2cc.bpf.emit import ObjectFile, emit_object
@@ -29,6 +30,9 @@ from o2cc.policy.model import Action, CheckedPolicy
 from o2cc.policy.names import ParsedModule, Resolver
 from o2cc.syntax import nodes as syntax
 from o2cc.syntax.parser import parse
+
+if TYPE_CHECKING:
+    from o2cc.trees.tree import IntegerTree
 
 
 @dataclass
@@ -52,10 +56,11 @@ class Options:
     """What the command line can ask for.
 
     ``degrade``: a weaker action that the engineer accepts by name where the policy's needs enforcement.
-    ``passes``: instead of the default pipeline.
+    ``passes``: instead of the default pipeline.  ``tree``: that of the policy's audition.
     """
 
     layout: Layout = Layout.SITE
+    tree: IntegerTree | None = None
     degrade: Action | None = None
     passes: Sequence[Pass] | None = None
     observe: Observer | None = None
@@ -99,6 +104,16 @@ def modules_of(parsed: ParsedModule) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def tree_path_of(parsed: ParsedModule) -> str | None:
+    """The tree's file as the policy's audition names it, if it has one."""
+    for item in parsed.file.items:
+        if isinstance(item, syntax.Compartment):
+            for rule in item.rules:
+                if isinstance(rule, syntax.Audition):
+                    return rule.tree.text
+    return None
+
+
 def compile_module(
     parsed: ParsedModule, description: Description, resolve: Resolver, options: Options, watch: Stopwatch
 ) -> Compiled:
@@ -109,7 +124,7 @@ def compile_module(
             policy = degraded(policy, options.degrade)
     with watch.stage("lower"):
         library = library_sources()
-        lowered = lower(policy, description, library)
+        lowered = lower(policy, description, library, options.tree)
     with watch.stage("passes"):
         context = pass_context(policy, description)
         passes = options.passes if options.passes is not None else default_pipeline(context)

@@ -8,6 +8,7 @@ object by itself cannot carry out.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from o2cc.bpf.emit import ObjectFile, llvm_text
@@ -20,6 +21,7 @@ from o2cc.compiler import (
     modules_of,
     parse_policy,
     statistics,
+    tree_path_of,
 )
 from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error, warning
 from o2cc.ir.printer import print_module
@@ -110,6 +112,12 @@ def compile_source(
         description = find_description(target_of(parsed), options.kernel, source)
     directory = Path(source.name).parent if not source.name.startswith("<") else None
     resolve = FileResolver(directory, further=tuple(map(Path, options.search_path)))
+    tree_path = tree_path_of(parsed)
+    if tree_path is not None:
+        from o2cc.trees.file import read_tree  # late: brings numpy
+
+        with watch.stage("tree"):
+            inner = replace(inner, tree=read_tree((directory or Path()) / tree_path))
     compiled = compile_module(parsed, description, resolve, inner, watch)
     return compiled, compiled.warnings
 

@@ -8,12 +8,14 @@ passes then discharge what the code around it proves.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from o2cc.diagnostics import Diagnostic, SourceFile, warning
 from o2cc.ir import nodes as ir
 from o2cc.ir.parser import parse_library
 from o2cc.kernel.description import Description
 from o2cc.lower import generated
+from o2cc.lower.audition import audition_parts
 from o2cc.lower.constants import kernel_constants, merged
 from o2cc.lower.context import Lowering, Unchecked
 from o2cc.lower.entries import lower_entry, lower_indirect
@@ -30,7 +32,10 @@ from o2cc.lower.rules import (
 from o2cc.lower.stores import lower_stores
 from o2cc.policy.model import CheckedPolicy, PernetGrant
 
-LIBRARY = ("state", "address", "store", "report", "capability", "hooks")
+if TYPE_CHECKING:
+    from o2cc.trees.tree import IntegerTree
+
+LIBRARY = ("state", "address", "store", "report", "capability", "audition", "hooks")
 
 PHASE_TRANSITION = 1
 PHASE_FINAL = 2
@@ -47,8 +52,14 @@ class Lowered:
     warnings: tuple[Diagnostic, ...]
 
 
-def lower(policy: CheckedPolicy, description: Description, library: dict[str, SourceFile]) -> Lowered:
-    """The module of a policy for one target.  ``library`` has the library's texts by stem.
+def lower(
+    policy: CheckedPolicy,
+    description: Description,
+    library: dict[str, SourceFile],
+    tree: IntegerTree | None = None,
+) -> Lowered:
+    """The module of a policy for one target.  ``library`` has the library's texts by stem; ``tree`` is that of the
+    policy's audition.
 
     Raises DiagnosticError (O2C0510: the description lacks a fact; O2C0511: a limit is exceeded).
     """
@@ -62,7 +73,7 @@ def lower(policy: CheckedPolicy, description: Description, library: dict[str, So
         lower_stores(lowering, function)
         lower_indirect(lowering, function)
         lower_calls(lowering, function)
-    return _assemble(lowering, library)
+    return _assemble(lowering, library, tree)
 
 
 def _indirect_targets(lowering: Lowering) -> tuple[generated.KernelTarget, ...]:
@@ -90,7 +101,7 @@ def _own_targets(lowering: Lowering) -> tuple[str, ...]:
     return tuple(sorted(named - set(policy.indirect.excluded)))
 
 
-def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
+def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerTree | None) -> Lowered:
     policy, description = lowering.policy, lowering.description
     named = instances(policy, description, lowering.types, lowering.scopes)
     kernel_targets = _indirect_targets(lowering)
@@ -99,7 +110,9 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
     grants = grant_table(policy, lowering.types, lowering.scopes)
     caches = cache_table(lowering.types)
     resolve, lost = generated.resolve_symbols(lowering, named, kernel_targets)
+    judges, judge_tables, judge_constants = audition_parts(lowering, tree)
     constants = merged(
+        judge_constants,
         kernel_constants(description.kernel, description.release),
         {
             "const(INITIAL_PHASE)": PHASE_TRANSITION if policy.transition is not None else PHASE_FINAL,
@@ -141,6 +154,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
         generated.preempt_count(lowering),
         resolve,
         generated.in_behind(lowering),
+        *judges,
     )
     module = ir.Module(
         name=policy.name,
@@ -152,7 +166,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile]) -> Lowered:
             ("kernel_build_id", description.kernel.build_id),
         ),
         maps=tuple(m for part in parts for m in part.maps),
-        tables=(*(t for part in parts for t in part.tables), *tables),
+        tables=(*(t for part in parts for t in part.tables), *tables, *judge_tables),
         functions=(*functions, *(f for part in parts for f in part.functions)),
         checks=tuple(lowering.checks.values()),
         sites=tuple(lowering.sites),

@@ -163,7 +163,12 @@ class AstBuilder(ClauseBuilder):
     def accept_payload(self, meta: Meta, children: Children) -> n.AcceptPayload:
         return n.AcceptPayload(self._span(meta), tuple(children))
 
-    def audition_block(self, meta: Meta, children: Children) -> list[n.Require | n.AcceptPayload]:
+    def accept_own(self, meta: Meta, children: Children) -> n.AcceptOwn:
+        return n.AcceptOwn(self._span(meta), tuple(self._name(token) for token in children))
+
+    def audition_block(
+        self, meta: Meta, children: Children
+    ) -> list[n.Require | n.AcceptPayload | n.AcceptOwn]:
         return list(children)
 
     def audition(self, meta: Meta, children: Children) -> n.Audition:

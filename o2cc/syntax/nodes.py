@@ -714,12 +714,19 @@ class AcceptPayload(Node):
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptOwn(Node):
+    """Structs (or globs of them) that only the compartment allocates: an object judged to be one is its own."""
+
+    structs: tuple[Name, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Audition(Node):
     """The tree that judges untracked objects, when, and on what conditions."""
 
     tree: StringLiteral
     moments: tuple[Moment, ...]
-    items: tuple[Require | AcceptPayload, ...]
+    items: tuple[Require | AcceptPayload | AcceptOwn, ...]
 
 
 @dataclass(frozen=True, slots=True)

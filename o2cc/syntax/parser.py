@@ -13,7 +13,7 @@ import gc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 from lark import Lark, Token, Tree, UnexpectedCharacters, UnexpectedToken
 
@@ -23,6 +23,7 @@ from o2cc.syntax import nodes
 from o2cc.syntax.builder import AstBuilder
 from o2cc.syntax.lexical import scan_text
 from o2cc.syntax.recovery import Recovery
+from o2cc.syntax.states import Interactive
 
 MAX_ERRORS = 50
 
@@ -35,22 +36,6 @@ class _KeepNames:
     def process(self, stream: Any) -> Any:
         """Tokens pass unchanged."""
         return stream
-
-
-class Interactive(Protocol):
-    """What is used of lark's interactive parser."""
-
-    parser_state: Any
-    lexer_thread: Any
-
-    def feed_token(self, token: Token) -> Any:
-        """Advance by one token."""
-
-    def accepts(self) -> set[str]:
-        """Terminals that may come next."""
-
-    def copy(self, deepcopy_values: bool = True) -> Interactive:
-        """An independent parser in the same state."""
 
 
 @cache

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lark import Lark, Token, UnexpectedCharacters, UnexpectedToken
 from lark.lexer import PatternStr
 
 from o2cc.diagnostics import Collector, Diagnostic, Label, SourceFile, Span, did_you_mean, error
 from o2cc.syntax.hints import Mistake, hint
-
-if TYPE_CHECKING:
-    from o2cc.syntax.parser import Interactive
+from o2cc.syntax.states import Interactive, brace, end_of, innermost_brace, open_braces, takes
 
 _MARK = re.compile(r'//[^\n]*|/\*.*?\*/|"[^"\n]*"|(?P<mark>[{}]|[A-Za-z_][A-Za-z0-9_]*)', re.DOTALL)
 
@@ -82,6 +79,7 @@ _OTHER_UNITS = {
 }
 _FEW = 8
 # What follows the keyword of an item on its line, and not an element of a list.
+_MORE_ELEMENTS = re.compile(r"(?:[ \t]*\.[A-Za-z0-9_*?. ]+)?\s*[,}]")
 _MORE_WORDS = re.compile(r'[ \t]+[A-Za-z_"{0-9]')
 
 
@@ -155,7 +153,7 @@ class Recovery:
 
     def _synchronize(self, interactive: Interactive, state: Any, start: int, item_column: int | None) -> bool:
         """Go on after `start`. With an item column, other unknown items of the block begin there."""
-        depth = _open_braces(state.value_stack)
+        depth = open_braces(state.value_stack)
         while self._next_mark < len(self.marks) and self.marks[self._next_mark].start() < start:
             self._next_mark += 1
         inner = 0
@@ -196,16 +194,16 @@ class Recovery:
         """Pop to the topmost state at this depth of braces that takes the terminal; False: none does."""
         table = state.parse_conf.parse_table.states
         states, values = state.state_stack, state.value_stack
-        braces = _open_braces(values)
+        braces = open_braces(values)
         for height in range(len(states) - 1, -1, -1):
             promising = braces == depth and terminal in table[states[height]]
-            if promising and _takes(interactive, height + 1, terminal):
+            if promising and takes(interactive, height + 1, terminal):
                 del states[height + 1 :]
                 del values[height:]
                 interactive.lexer_thread.state.line_ctr.char_pos = offset
                 return True
             if height:
-                braces -= _brace(values[height - 1])
+                braces -= brace(values[height - 1])
             if braces < depth:
                 return False
         return False
@@ -227,12 +225,15 @@ class Recovery:
             return True
         in_list = {"COMMA", "RBRACE"} <= accepted and len(self._words_in(accepted)) <= _FEW
         if token.type in ("NAME", "STRING", "GLOB") and in_list:
-            if self._begins_item_of_outer_block(token) and self._close_block(interactive, token, problems):
+            for word in filter(None, (self._word_before(token), token)):
+                if self._begins_item_of_outer_block(word) and self._close_block(interactive, word, problems):
+                    return True
+            if str(token) == "except" and self._close_list(interactive, token, problems):
                 return True
             value = interactive.parser_state.value_stack[-1]
-            end = _end_of(value)
+            end = end_of(value)
             span = Span(self.source.name, end, end) if end is not None else self._span(token)
-            if not _takes(interactive, len(interactive.parser_state.state_stack), "COMMA", token.type):
+            if not takes(interactive, len(interactive.parser_state.state_stack), "COMMA", token.type):
                 return False
             if ";" not in self.source.text[span.start : token.start_pos or 0]:  # else it was diagnosed
                 problems.add(
@@ -247,7 +248,56 @@ class Recovery:
             interactive.feed_token(Token.new_borrow_pos("COMMA", ",", token))
             self._rewind(interactive, token)
             return True
-        return False
+        return self._open_block(interactive, token, accepted, problems)
+
+    def _close_list(self, interactive: Interactive, token: Token, problems: Collector) -> bool:
+        opening = innermost_brace(interactive.parser_state.value_stack)
+        height = len(interactive.parser_state.state_stack)
+        if opening is None or not takes(interactive, height, "RBRACE", self.words[str(token)]):
+            return False
+        problems.add(
+            error(
+                "O2C0116",
+                "`{` is not closed",
+                self._span(opening),
+                "opened here",
+                secondary=(Label(self._span(token), "not part of the list"),),
+                help=f"add the missing `}}` before `{token}`",
+            )
+        )
+        interactive.feed_token(Token.new_borrow_pos("RBRACE", "}", token))
+        self._rewind(interactive, token)
+        return True
+
+    def _open_block(
+        self, interactive: Interactive, token: Token, accepted: set[str], problems: Collector
+    ) -> bool:
+        """Go on as if there were a brace before what looks like the first element of a list."""
+        is_element = token.type == "NAME" and _MORE_ELEMENTS.match(self.text, token.end_pos or 0)
+        height = len(interactive.parser_state.state_stack)
+        if "LBRACE" not in accepted or not is_element or not takes(interactive, height, "LBRACE", token.type):
+            return False
+        problems.add(
+            error(
+                "O2C0116",
+                f"`{{` is missing before {self._shown(token)}",
+                self._span(token),
+                "looks like the beginning of a list",
+                help="add the missing `{`",
+            )
+        )
+        interactive.feed_token(Token.new_borrow_pos("LBRACE", "{", token))
+        self._rewind(interactive, token)
+        return True
+
+    def _word_before(self, token: Token) -> Token | None:
+        """The word directly before, on the same line."""
+        start = token.start_pos or 0
+        index = bisect_left(self.marks, start, key=lambda mark: mark.start()) - 1
+        if index < 0 or self.text[self.marks[index].end() : start].strip(" \t"):
+            return None
+        mark = self.marks[index]
+        return Token("NAME", mark.group("mark"), mark.start(), end_pos=mark.end())
 
     def _begins_item_of_outer_block(self, token: Token) -> bool:
         """Whether this word of a list looks like the keyword of an item after a list that was not closed."""
@@ -260,8 +310,8 @@ class Recovery:
 
     def _close_block(self, interactive: Interactive, token: Token, problems: Collector) -> bool:
         state = interactive.parser_state
-        opening = _innermost_brace(state.value_stack)
-        depth = _open_braces(state.value_stack) - 1
+        opening = innermost_brace(state.value_stack)
+        depth = open_braces(state.value_stack) - 1
         terminal = self.words[str(token)]
         if opening is None or not self._resume(interactive, state, depth, terminal, token.start_pos or 0):
             return False
@@ -283,7 +333,7 @@ class Recovery:
     # -------------------------------------------------------------- words for it
 
     def _diagnose(self, interactive: Interactive, token: Token, accepted: set[str]) -> Diagnostic:
-        opening = _innermost_brace(interactive.parser_state.value_stack)
+        opening = innermost_brace(interactive.parser_state.value_stack)
         opened: tuple[Label, ...] = ()
         if opening is not None:
             opened = (Label(self._span(opening), "opened here"),)
@@ -368,7 +418,7 @@ class Recovery:
             return False
         before = self.text[: token.start_pos or 0].rstrip(" \t")
         starts = not before or before[-1] in "\n{}"
-        return starts and not accepted & {"NAME", "STRING", "INT"}
+        return starts and not accepted & {"NAME", "STRING", "INT"} and bool(self._words_in(accepted))
 
     def _expected(self, accepted: set[str]) -> str:
         rest = set(accepted)
@@ -407,57 +457,6 @@ class Recovery:
             return token
         position = trouble.pos_in_stream or 0
         return Token("", self.text[position : position + 1], position, end_pos=position + 1)
-
-
-def _takes(interactive: Interactive, height: int, *terminals: str) -> bool:
-    """Whether the parser, cut down to `height` states, takes these tokens one after the other.
-
-    A state's table is not enough: LALR tables may reduce for a token and refuse it only then.
-    """
-    trial = interactive.copy(deepcopy_values=False)
-    state = trial.parser_state
-    del state.state_stack[height:]
-    del state.value_stack[height - 1 :]
-    # Without callbacks nothing is built, so that the values shared with the real parser stay untouched.
-    state.parse_conf = copy(state.parse_conf)
-    state.parse_conf.callbacks = {}
-    try:
-        for terminal in terminals:
-            trial.feed_token(Token(terminal, ""))
-    except UnexpectedToken:
-        return False
-    return True
-
-
-def _brace(value: object) -> int:
-    """+1 for an opening brace on the parser's stack, -1 for a closing one that waits to be reduced."""
-    if isinstance(value, Token):
-        return (value.type == "LBRACE") - (value.type == "RBRACE")
-    return 0
-
-
-def _open_braces(values: list[Any]) -> int:
-    return sum(map(_brace, values))
-
-
-def _innermost_brace(values: list[Any]) -> Token | None:
-    closed = 0
-    for value in reversed(values):
-        closed -= _brace(value)
-        if closed < 0:
-            token: Token = value
-            return token
-    return None
-
-
-def _end_of(value: Any) -> int | None:
-    if isinstance(value, Token):
-        return value.end_pos
-    meta = getattr(value, "meta", None)
-    if meta is None or meta.empty:
-        return None
-    end: int = meta.end_pos
-    return end
 
 
 def _join(phrases: list[str]) -> str:

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audition of objects from before loading: a decision tree says what they are.
+
+``audition(base, site, head)`` answers 0 when the tree is not sure enough (or there is none), 1 when the object was
+accepted and recorded, 2 when it is certainly none that the compartment may touch.  Accepting asks for the confidence
+that the policy requires; refusing asks for it from the leaf's held-out bound (`o2cc.trees.tree.Leaf.bound`), since a
+wrong refusal breaks a healthy system.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.builder import Builder
+from o2cc.lower.caches import name_words
+from o2cc.lower.context import Lowering
+from o2cc.policy.model import Audition
+
+if TYPE_CHECKING:  # trees bring numpy, which a policy without an audition need not wait for
+    from o2cc.trees.tree import IntegerTree, Leaf
+
+KIND_FOREIGN = 0
+KIND_OWN = 1
+KIND_TYPED = 2
+
+_CERTAIN = 1 << 20  # bit of an outcome: the leaf's held-out bound suffices to refuse
+
+
+def audition_parts(
+    lowering: Lowering, tree: IntegerTree | None
+) -> tuple[tuple[ir.Function, ...], tuple[ir.Table, ...], dict[str, int]]:
+    """Functions, tables and named constants; without a tree every audition ends undecided."""
+    audition = lowering.policy.audition
+    if audition is None or tree is None:
+        code = Builder()
+        code.give_back(0)
+        function = ir.Function("classify", ("base", "size", "cache_flags"), code.finish())
+        tables = (_classes_table(()), _payload_table(()))
+        return (function,), tables, {"const(PAYLOAD_CACHES)": 0}
+    from o2cc.trees.lower import lower_tree
+
+    lowered = lower_tree(tree, name="classify", outcome=_outcome(float(audition.confidence)))
+    classes = tuple(_class_row(lowering, audition, name) for name in tree.classes)
+    all_tables = (*lowered.tables, _classes_table(classes), _payload_table(audition.accept_payload))
+    return lowered.functions, all_tables, {"const(PAYLOAD_CACHES)": len(audition.accept_payload)}
+
+
+def _outcome(required: float) -> Callable[[Leaf], int]:
+    def outcome(leaf: Leaf) -> int:
+        if leaf.confidence < required:
+            return 0
+        certain = leaf.bound is not None and leaf.bound >= required
+        return leaf.label + 1 | (_CERTAIN if certain else 0)
+
+    return outcome
+
+
+def _class_row(lowering: Lowering, audition: Audition, name: str) -> tuple[int, int]:
+    """(kind, types) of a class of the tree, which is named after a struct."""
+    mask = lowering.types.mask(name)
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in audition.own):
+        return KIND_OWN, mask
+    return (KIND_TYPED, mask) if mask else (KIND_FOREIGN, 0)
+
+
+def _classes_table(rows: tuple[tuple[int, int], ...]) -> ir.Table:
+    return ir.Table("audition_classes", (("kind", 8), ("types", 8)), rows, max(1, len(rows)))
+
+
+def _payload_table(caches: tuple[str, ...]) -> ir.Table:
+    """Caches that hold what users send, whose objects the policy accepts by their content all the same."""
+    rows = tuple(tuple(number for word in name_words(name) for number in word) for name in caches)
+    columns = tuple((f"{part}{word}", 8) for word in range(3) for part in ("mask", "name"))
+    return ir.Table("payload_caches", columns, rows, max(1, len(rows)), writable=True)
