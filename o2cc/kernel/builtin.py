@@ -20,7 +20,7 @@ import numpy as np
 from o2cc.kernel.collection import without_collection
 from o2cc.kernel.description import Description, Function, Section, StaticAddress, Symbol, Target
 from o2cc.kernel.elf import ElfFile
-from o2cc.kernel.errors import NO_FUNCTION, failure
+from o2cc.kernel.errors import NO_FUNCTION, NO_KERNEL_IMAGE, failure
 from o2cc.kernel.instruction import Link
 from o2cc.kernel.kallsyms import KernelSymbols
 from o2cc.kernel.kernels import Kernel
@@ -29,6 +29,8 @@ from o2cc.kernel.ops import DataObject
 from o2cc.kernel.patches import Patches, Table, read_patches
 from o2cc.kernel.scan import analyse, prepare
 
+KERNEL_START = 0xFFFFFFFF80000000  # ``__START_KERNEL_map``, ``asm/page_64_types.h``
+PER_CPU_SECTION = ".data..percpu"
 CODE_LETTERS = frozenset(b"tTwW")
 DATA_LETTERS = frozenset(b"dDbBrRvV")
 
@@ -72,9 +74,11 @@ def _scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None) -> 
     symbols = kernel.symbols
     elf = kernel.elf
     path = str(kernel.path)
-    functions = _functions(symbols, elf, patterns, path)
     sections = _sections(elf)
-    low = min(section.start for section in sections if section.start > 1 << 32)
+    if not any(section.executable for section in sections):
+        raise failure(NO_KERNEL_IMAGE, "the kernel has no code where kernels are linked", path)
+    functions = _functions(symbols, sections, patterns, path)
+    low = min(section.start for section in sections if section.start >= KERNEL_START)
     high = max(section.end for section in sections)
     layout = Layout(sections, functions, {}, (low, high), symbols)
     patches = _patches(layout, elf, symbols)
@@ -113,7 +117,7 @@ def _scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None) -> 
 
 
 def _functions(
-    symbols: KernelSymbols, elf: ElfFile, patterns: Sequence[str], path: str
+    symbols: KernelSymbols, sections: Sequence[LayoutSection], patterns: Sequence[str], path: str
 ) -> tuple[FunctionRange, ...]:
     chosen: dict[int, str] = {}
     for pattern in patterns:
@@ -131,15 +135,13 @@ def _functions(
             name = symbols.names[position]
             before = chosen.get(address)
             chosen[address] = name if before is None else min(before, name)
-    executable = [section for section in elf.sections if section.executable and section.allocated]
+    executable = [section for section in sections if section.executable]
     result = []
     for address, name in sorted(chosen.items()):
-        section = next(
-            (item for item in executable if item.address <= address < item.address + item.size), None
-        )
+        section = next((item for item in executable if item.start <= address < item.end), None)
         if section is None:
             continue
-        end = min(_next_symbol(symbols, address), section.address + section.size)
+        end = min(_next_symbol(symbols, address), section.end)
         if end > address:
             result.append(FunctionRange(name, section.name, address, end, end, False))
     return tuple(result)
@@ -151,6 +153,7 @@ def _next_symbol(symbols: KernelSymbols, address: int) -> int:
 
 
 def _sections(elf: ElfFile) -> tuple[LayoutSection, ...]:
+    """The loaded sections that lie where the kernel is linked, and the per-CPU area, which is linked at 0."""
     found = [
         LayoutSection(
             section.name,
@@ -162,6 +165,8 @@ def _sections(elf: ElfFile) -> tuple[LayoutSection, ...]:
         )
         for section in elf.sections
         if section.allocated
+        and (section.address >= KERNEL_START or section.name == PER_CPU_SECTION)
+        and section.address + section.size < 1 << 64
     ]
     return tuple(sorted(found, key=lambda section: section.start))
 
@@ -292,7 +297,7 @@ def _section(section: LayoutSection, symbols: KernelSymbols) -> Section:
     position = int(np.searchsorted(symbols.addresses, np.uint64(section.start), side="left"))
     anchor: str | None = None
     offset = 0
-    per_cpu = section.name == ".data..percpu"
+    per_cpu = section.name == PER_CPU_SECTION
     for other in range(position, min(position + 64, len(symbols.names))):
         address = int(symbols.addresses[other])
         if address >= section.end:

@@ -269,3 +269,25 @@ def test_mutated_modules_give_diagnostics_only(data: st.DataObject, tmp_path: Pa
         assert codec.decode(codec.encode(found), "x") == found
 
     assert all(code.startswith("O2C04") for code in codes_of(read))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_kernels_give_diagnostics_only(data: st.DataObject, tmp_path: Path) -> None:
+    changed = bytearray(kernel_file(data=struct.pack("<QQ", 2, TEXT_START + 0x100)))
+    # The tables, BTF and headers, not the megabytes of padding between them.
+    interesting = [(0, 64), (0x100, 0x300), (len(changed) - 600, len(changed)), *_tables(bytes(changed))]
+    for _ in range(data.draw(st.integers(1, 8))):
+        low, high = data.draw(st.sampled_from(interesting))
+        changed[data.draw(st.integers(low, high - 1))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del changed[data.draw(st.integers(0, len(changed))) :]
+    path = tmp_path / "vmlinux"
+    path.write_bytes(bytes(changed))
+    found = codes_of(lambda: scan_builtin(Kernel(path), ["ip6_*"], None))
+    assert all(code.startswith("O2C04") for code in found)
+
+
+def _tables(kernel: bytes) -> list[tuple[int, int]]:
+    banner, types = kernel.index(b"Linux version"), kernel.index(b"\x9f\xeb\x01\x00")
+    return [(banner, banner + 0x9000), (types, types + 0x400)]
