@@ -107,7 +107,8 @@ def describe_target(
 
     path = Path(module)
     if kernel_name is not None:
-        kernel = open_kernel(kernel_name)
+        release = store.read_build_identity(path).release if path.is_file() else None
+        kernel = open_kernel(kernel_name, release)
         if not path.exists() and "/" not in module and not module.endswith(MODULE_SUFFIXES):
             path = kernel.find_module(module)
         return scan_module(path, kernel)

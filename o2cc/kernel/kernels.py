@@ -113,13 +113,15 @@ def module_name(path: Path) -> str:
     return path.name.partition(".ko")[0].replace("-", "_")
 
 
-def open_kernel(name: str) -> Kernel:
-    """The kernel that ``name`` (a file, a directory or a release) stands for. Raises DiagnosticError O2C0421."""
+def open_kernel(name: str, release: str | None = None) -> Kernel:
+    """The kernel that ``name`` (a file, a directory or a release) stands for; in a directory with several that of
+    ``release`` if it is there. Raises DiagnosticError O2C0421.
+    """
     path = Path(name)
     if path.is_file():
         return Kernel(path, _modules_beside(path))
     if path.is_dir():
-        found = _in_directory(path, None)
+        found = _in_directory(path, release) or _in_directory(path, None)
         if found is None:
             raise failure(NO_KERNEL, "no kernel image (`vmlinuz-*`, `vmlinux`) in this directory", name)
         return found
@@ -144,9 +146,7 @@ def cache_directory() -> Path:
 def _in_directory(root: Path, release: str | None) -> Kernel | None:
     patterns: tuple[str, ...] = ("boot/vmlinuz-*", "vmlinuz-*", "vmlinuz", "vmlinux", "boot/vmlinux-*")
     if release is not None:
-        patterns = (f"boot/vmlinuz-{release}", f"vmlinuz-{release}", "boot/vmlinuz-*", "vmlinuz*")
-        if root == Path("/"):
-            patterns = (f"boot/vmlinuz-{release}",)
+        patterns = (f"boot/vmlinuz-{release}", f"vmlinuz-{release}", f"boot/vmlinux-{release}")
     for pattern in patterns:
         images = sorted(path for path in root.glob(pattern) if path.is_file())
         if images:

@@ -200,6 +200,16 @@ def test_finding_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert problem.value.diagnostics[0].code == "O2C0421"
 
 
+def test_the_right_one_of_several_kernels(tmp_path: Path) -> None:
+    for release in ("6.1.0-a", RELEASE, "6.9.0-z"):
+        (tmp_path / f"vmlinuz-{release}").write_bytes(kernel_file(release))
+    (tmp_path / "sample.ko").write_bytes(assemble(MODULE))
+    arguments = [str(tmp_path / "sample.ko"), "--kernel", str(tmp_path), "-o", str(tmp_path / "x.o2k")]
+    result = CliRunner().invoke(scan, arguments)
+    assert result.exit_code == 0, result.output
+    assert open_kernel(str(tmp_path)).release == "6.9.0-z"
+
+
 def test_the_commands(tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_bytes(kernel_file())
     (tmp_path / "sample.ko").write_bytes(assemble(MODULE))
