@@ -34,11 +34,12 @@ PASSES: Mapping[str, type[Pass]] = {
 }
 """Every pass."""
 
-_DISCHARGES: tuple[Pass, ...] = (
+_SITES: tuple[Pass, ...] = (
     DischargeUnreachable(),
     DischargeOwnFrame(),
     DischargeStaticData(),
     DischargeCheckedBefore(),
+    MergeChecks(),
 )
 _CODE: tuple[Pass, ...] = (
     ConstantFolding(),
@@ -50,5 +51,5 @@ _CODE: tuple[Pass, ...] = (
 
 
 def default_pipeline(context: PassContext) -> tuple[Pass, ...]:
-    """What the compiler runs: each discharge whose facts the context gives, then the passes over code."""
-    return (*(step for step in _DISCHARGES if step.requires <= context.facts), *_CODE)
+    """What the compiler runs: each pass over sites whose facts the context gives, then the passes over code."""
+    return (*(step for step in _SITES if step.requires <= context.facts), *_CODE)
