@@ -113,6 +113,8 @@ class Recovery:
         start = len(self.text.rstrip()) if token.type == "$END" else token.start_pos or 0
         if self._patch(interactive, token, accepted, problems):
             return True
+        if self._is_dedented(token, state.value_stack) and self._close_block(interactive, token, problems):
+            return True
         swallowed = self._swallowed_keyword(start, state.value_stack)
         if swallowed is not None:
             start = swallowed.start()
@@ -228,7 +230,7 @@ class Recovery:
             for word in filter(None, (self._word_before(token), token)):
                 if self._begins_item_of_outer_block(word) and self._close_block(interactive, word, problems):
                     return True
-            if str(token) == "except" and self._close_list(interactive, token, problems):
+            if self._close_list(interactive, token, problems):
                 return True
             value = interactive.parser_state.value_stack[-1]
             end = end_of(value)
@@ -251,9 +253,12 @@ class Recovery:
         return self._open_block(interactive, token, accepted, problems)
 
     def _close_list(self, interactive: Interactive, token: Token, problems: Collector) -> bool:
+        """Go on as if the list had ended, at a keyword with more words behind it that may follow the list."""
         opening = innermost_brace(interactive.parser_state.value_stack)
-        height = len(interactive.parser_state.state_stack)
-        if opening is None or not takes(interactive, height, "RBRACE", self.words[str(token)]):
+        terminal = self.words.get(str(token))
+        if opening is None or terminal is None or not _MORE_WORDS.match(self.text, token.end_pos or 0):
+            return False
+        if not takes(interactive, len(interactive.parser_state.state_stack), "RBRACE", terminal):
             return False
         problems.add(
             error(
@@ -298,6 +303,17 @@ class Recovery:
             return None
         mark = self.marks[index]
         return Token("NAME", mark.group("mark"), mark.start(), end_pos=mark.end())
+
+    def _is_dedented(self, token: Token, values: list[Any]) -> bool:
+        """Whether this keyword stands as far left as the line that opened the block around it."""
+        opening = innermost_brace(values)
+        start = token.start_pos or 0
+        if opening is None or str(token) not in self.words or not self._first_on_line(start):
+            return False
+        opened_at = opening.start_pos or 0
+        line = self.text[self.text.rfind("\n", 0, opened_at) + 1 : opened_at]
+        indent = len(line) - len(line.lstrip(" \t"))
+        return self._column(start) - 1 == indent
 
     def _begins_item_of_outer_block(self, token: Token) -> bool:
         """Whether this word of a list looks like the keyword of an item after a list that was not closed."""

@@ -79,6 +79,9 @@ CASES = {
     "hidden_direction": "// harmless \u202e\ncompartment a {}\n",
     "hidden_line_end": "compartment a {\n    // no\u2028    heap tracked\n    // no\r    call imports\n}\n",
     "hidden_space": 'compartment a {\n    code modules "sc\u200btp"\n}\n',
+    "list_not_opened": "compartment a {\n    write struct x\n        y, z.w,\n    }\n    heap tracked\n}\n",
+    "list_not_closed_after_a_comma": "compartment a {\n    write struct x {\n        y,\n    write struct z\n}\n",
+    "list_not_closed_before_except": "compartment a {\n    write struct x { y, z* except { zz }\n}\n",
     "several": (
         "use std.linux;\n"
         "compartment a {\n"

@@ -164,3 +164,45 @@ def test_an_error_does_not_hide_the_next_item() -> None:
 def test_unknown_items_side_by_side_are_all_found() -> None:
     text = "compartment a {\n    writ struct s { x }\n    gat f(x)\n    cal imports\n    heap tracked\n}\nconts X = 1\n"
     assert outcome(text) == ("O2C0112",) * 4
+
+
+WELL_FORMED = """
+use std.linux
+
+compartment a {
+    code   functions { f_* } except { f_x } of vmlinux
+    write  struct sock {
+        sk_err, sk_drops,
+        sk_lock.slock,
+    }
+    write  symbols { v, w.x } except { w.x.y }
+    in functions { f_a } { write struct y { z }  on violation kill }
+    entry  f_b(skb) { lends skb as packet until return }
+    gate   g(p, n) {
+        require n < (p.len + 3) * 2 && held(p)
+        transfer p as packet to kernel
+    }
+    call   imports except { h, i }
+    icall  self, { j }
+    transition { until quiescent, at most 60 s }
+}
+
+test "t" {
+    given p: struct sock held as packet { sk_err = 4 }
+    call g(p, 3) as q
+    expect deny
+}
+"""
+
+
+@pytest.mark.parametrize("at", [i for i, char in enumerate(WELL_FORMED) if char in "{}()"])
+def test_one_missing_bracket_gives_few_messages_near_it(at: int) -> None:
+    broken = SourceFile("x.o2c", WELL_FORMED[:at] + WELL_FORMED[at + 1 :])
+    with pytest.raises(DiagnosticError) as refusal:
+        parse(broken)
+    diagnostics = refusal.value.diagnostics
+    assert len(diagnostics) <= 2
+    spans = [label.span for d in diagnostics for label in (d.primary, *d.secondary) if label is not None]
+    line, _ = broken.position(at)
+    # Some brackets can only be missed where the block around them ends.
+    assert min(abs(broken.position(span.start)[0] - line) for span in spans) <= 6
