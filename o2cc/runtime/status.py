@@ -190,7 +190,7 @@ def gather(name: str) -> Status:
         degraded=saved.degraded,
         loaded_for=max(0.0, time.time() - saved.loaded_at),
         attached=saved.attached,
-        sites=len(info.sites),
+        sites=sum(1 for site in info.sites if site.program),  # the others are decided by these
         hooks=len(info.hooks),
         denying=denying,
         failures=saved.failures,
