@@ -290,7 +290,13 @@ class GateBuilder:
             if parameter.type.kind is TypeKind.POINTER and parameter.type.struct is None
         ]
         notes = []
-        if prototype is None:
+        written = function if function.isidentifier() else f'"{function}"'
+        original, _, suffix = function.partition(".")
+        if suffix:
+            notes.append(
+                f"the compiler made it of `{original}`, perhaps with other parameters: none of its arguments is checked"
+            )
+        elif prototype is None:
             notes.append("no prototype is known either: none of its arguments is checked")
         if checked:
             notes.append(f"checked by type: {', '.join(checked)}")
@@ -303,7 +309,7 @@ class GateBuilder:
                 span,
                 "allowed here",
                 notes=notes,
-                help=f"say it with `gate {function}(...) {{ ... }}` or `extern fn {function}(...)`",
+                help=f"say it with `gate {written}(...) {{ ... }}` or `extern fn {written}(...)`",
             )
         )
 

@@ -9,6 +9,7 @@ EVERYTHING = (
     "entries of struct demo_ops, struct timer_list",
     "entry demo_rcv(skb) { gives skb as packet }",
     "gate mystery(object, net, callback, buffer, n) { require writable(buffer, n) }",
+    'gate "helper.isra.0"(...) {}',
     "icall self",
 )
 

@@ -253,7 +253,14 @@ FUNCTIONS = (
         call(0x20, "mystery"),
     ),
     function("demo_walk", 0x500, ()),
-    function("demo_walk.cold", 0x600, (), call(0x10, "kernel_write"), parent="demo_walk"),
+    function(
+        "demo_walk.cold",
+        0x600,
+        (),
+        call(0x10, "kernel_write"),
+        call(0x20, "helper.isra.0"),
+        parent="demo_walk",
+    ),
 )
 
 DATA = StaticAddress(".data", None, 0)

@@ -31,7 +31,7 @@ NAMES = (
 DESCRIPTION = describe()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(policy_texts(), st.integers(0, 2**32))
 def test_what_parses_is_checked(text: str, seed: int) -> None:
     random = Random(seed)
@@ -54,7 +54,7 @@ def test_what_parses_is_checked(text: str, seed: int) -> None:
             render(diagnostics, {source.name: source, **resolve.sources}, ErrorFormat.TEXT)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sampled_from(sorted(CASES)), st.sampled_from(sorted(CASES)), st.integers(0, 10_000))
 def test_rules_of_several_policies_together(first: str, second: str, cut: int) -> None:
     """Rules of one case put into another, cut anywhere."""
