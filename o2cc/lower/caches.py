@@ -36,6 +36,13 @@ INSTANCES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+INSTANCE_POINTERS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
+    # the control socket of the initial namespace: net/sctp/protocol.c sctp_ctl_sock_init, 6.1
+    "sctp_sock": (("init_net", "net", "sctp.ctl_sock"),),
+}
+"""Objects that a field of a named object points to: (symbol, its struct, path of the field)."""
+
+
 def name_words(name: str) -> tuple[tuple[int, int], ...]:
     """Three (mask, value) pairs that compare the first 24 bytes of a C string with ``name``, its end included."""
     data = name.encode()[:24]

@@ -19,6 +19,9 @@ from o2cc.policy import model
 
 ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
+ABOUT = "about"
+"""Variable that holds the address which a failing requirement is about."""
+
 _OPERATORS = {
     model.BinaryOperation.ADD: ir.BinaryOperator.ADD,
     model.BinaryOperation.SUBTRACT: ir.BinaryOperator.SUB,
@@ -188,6 +191,7 @@ class Expressions:
             code.start(following)
             inner = self.at(pointer)
             start = inner.value(part.start)
+            code.assign(ABOUT, start)
             length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
             length = code.select(start, length, 0)  # a buffer that is not there is an empty range
             held = code.call("is_covered", start, length, self.place.site, self.place.sp, self.place.bp)

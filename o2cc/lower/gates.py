@@ -21,7 +21,7 @@ from o2cc.lower.context import (
     Lowering,
     Unchecked,
 )
-from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
+from o2cc.lower.expressions import ABOUT, ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.policy import model
 from o2cc.policy.model import ViolationKind
 
@@ -204,15 +204,15 @@ def emit_requirements(
     for requirement in requires:
         code.span = requirement.span
         holds, fails = code.label("holds"), code.label("fails")
+        about = first_pointer(requirement.condition)
+        code.assign(ABOUT, expressions.value(about) if about is not None else 0)
         expressions.branch(requirement.condition, holds, fails)
         code.start(fails)
         number = FOREIGN_FREED if _speaks_of_freeing(requirement.condition) else kind
         if requirement.action is not default:
             number |= (ACTION_CODES[requirement.action] + 1) << 8
-        about = first_pointer(requirement.condition)
-        pointer = expressions.value(about) if about is not None else ir.Constant(0)
         place = expressions.place
-        code.give_back(code.call("report", place.site, number, pointer, 0, place.sp))
+        code.give_back(code.call("report", place.site, number, ir.Variable(ABOUT), 0, place.sp))
         code.start(holds)
 
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.lower.caches import INSTANCES
+from o2cc.lower.caches import INSTANCE_POINTERS, INSTANCES
 from o2cc.lower.constants import preempt_count_place, slab_test
 from o2cc.lower.context import Lowering
 from o2cc.lower.expressions import Expressions, Place
@@ -79,8 +79,7 @@ def in_behind(lowering: Lowering) -> ir.Function:
             continue
         code.span = grant.span
         struct = grant.struct if isinstance(grant, model.BehindGrant) else "net"
-        for name in INSTANCES.get(struct, ()):
-            base = code.symbol(name)
+        for base in _named_objects(lowering, code, struct):
             area = _area(lowering, expressions, grant, base)
             if area is None:
                 continue
@@ -100,6 +99,16 @@ def in_behind(lowering: Lowering) -> ir.Function:
             code.start(following)
     code.give_back(0)
     return ir.Function("in_behind", ("address", "size", "scopes"), code.finish())
+
+
+def _named_objects(lowering: Lowering, code: Builder, struct: str) -> Iterator[ir.Operand]:
+    """Addresses of the objects of this struct that have a name, or that a field of such a one points to."""
+    for name in INSTANCES.get(struct, ()):
+        yield code.symbol(name)
+    for name, outer, path in INSTANCE_POINTERS.get(struct, ()):
+        place = lowering.description.types.find_field(outer, path)
+        if place is not None:
+            yield code.read(8, code.add(code.symbol(name), place.offset))
 
 
 def _area(

@@ -157,7 +157,7 @@ class EntryBuilder:
         for member, table, function in slots:
             if not _selected(ops, member):
                 continue
-            extern = self.context.program.table_entries.get((struct, member))
+            extern = self._description_of(struct, member, function)
             slot = Slot(struct, member, table)
             if extern is None:
                 self._add(function, self.context.program.main, None, (), ops.span, slot)
@@ -168,6 +168,19 @@ class EntryBuilder:
                 self._add(function, self.context.program.main, None, (), ops.span, None)
             else:
                 self._add(function, entry_module, entry.parameters, entry.clauses, ops.span, None)
+
+    def _description_of(
+        self, struct: str, member: str, function: str
+    ) -> tuple[ParsedModule, nodes.ExternEntry] | None:
+        """What the program says of a slot; of several descriptions the one with the function's parameters."""
+        described = self.context.program.table_entries.get((struct, member), [])
+        prototype = self.target.prototype(function)
+        if len(described) > 1 and prototype is not None:
+            count = len(prototype.parameters)
+            for module, entry in described:
+                if not entry.parameters.variadic and len(entry.parameters.parameters) == count:
+                    return module, entry
+        return described[0] if described else None
 
     def _check_slot_names(self, ops: nodes.OpsFields) -> None:
         struct = ops.type.name.text

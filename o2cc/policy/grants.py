@@ -152,7 +152,7 @@ class GrantBuilder:
             NamedRange(text, *_bytes(place), False, path.span)
             for text, place in _match(self.context, struct, "", path.parts)
         ]
-        if not found and self.context.has_target:
+        if not found and self.context.has_target and not path.optional:
             self.context.collector.add(
                 warning(
                     "O2C0217",

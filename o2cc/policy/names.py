@@ -85,7 +85,9 @@ class Program:
     definitions: dict[str, dict[tuple[type[Definition], str], Defined]] = field(default_factory=dict)
     functions: dict[str, tuple[ParsedModule, nodes.ExternFunction]] = field(default_factory=dict)
     function_globs: list[tuple[str, ParsedModule, nodes.ExternFunction]] = field(default_factory=list)
-    table_entries: dict[tuple[str, str], tuple[ParsedModule, nodes.ExternEntry]] = field(default_factory=dict)
+    table_entries: dict[tuple[str, str], list[tuple[ParsedModule, nodes.ExternEntry]]] = field(
+        default_factory=dict
+    )
     shared_types: dict[str, Span] = field(default_factory=dict)
 
     def module_of(self, span: Span) -> ParsedModule:
@@ -238,6 +240,15 @@ def _load(
         _load(program, found, resolve, collector, path)
 
 
+def _same_shape(one: nodes.ExternEntry, other: nodes.ExternEntry) -> bool:
+    """Whether two descriptions of an entry are for the same prototype.  Kernels differ in what a slot gets: then
+    each prototype has a description, told apart by the number of parameters."""
+    return (len(one.parameters.parameters), one.parameters.variadic) == (
+        len(other.parameters.parameters),
+        other.parameters.variadic,
+    )
+
+
 def _define(program: Program, module: ParsedModule, collector: Collector) -> None:
     table = program.definitions.setdefault(module.name, {})
     is_main = module is program.main
@@ -249,15 +260,18 @@ def _define(program: Program, module: ParsedModule, collector: Collector) -> Non
                 _define_name(table, Defined(module, item), item.name, collector)
             elif item.table is not None and item.field is not None:
                 key = (item.table.name.text, item.field.text)
-                earlier = program.table_entries.get(key)
+                others = program.table_entries.setdefault(key, [])
+                earlier = next((known for known in others if _same_shape(known[1], item)), None)
                 if earlier is not None and (
                     earlier[0] is module or not _is_main(program, earlier[0], is_main)
                 ):
                     _twice(
                         f"entry `{item.table.text}.{item.field.text}`", item.span, earlier[1].span, collector
                     )
-                if earlier is None or is_main:
-                    program.table_entries[key] = (module, item)
+                if earlier is None:
+                    others.append((module, item))
+                elif is_main:
+                    others[others.index(earlier)] = (module, item)
         elif isinstance(item, nodes.SharedTypes):
             for shared in item.types:
                 program.shared_types.setdefault(shared.name.text, shared.span)
