@@ -85,7 +85,7 @@ def _scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None) -> 
     objects, links = _pointers(layout, symbols, {function.start for function in functions})
     layout.links = links
     counts = symbols.index
-    analysed = analyse(prepare(layout, patches), kernel.btf, (), kernel.release, None, ())
+    analysed = analyse(prepare(layout, patches), kernel.btf, True, (), kernel.release, None, ())
     imports = _imports(analysed.functions)
     analysed.add_imports(imports)
     names = {

@@ -155,6 +155,7 @@ def _describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descr
     analysed = analyse(
         prepared,
         btf,
+        btf is not kernel.btf,
         imports,
         release,
         _module_last(layout),
@@ -195,6 +196,7 @@ class Analysed:
 
     layout: Layout
     btf: Btf
+    own_types: bool
     builder: TypeBuilder
     functions: tuple[Function, ...]
     prototypes: dict[str, Prototype]
@@ -215,7 +217,8 @@ class Analysed:
         """The ops tables among ``objects``; their structs become part of the types. ``others`` names further
         functions by address; ``slack`` is how much larger an object may look than its struct."""
         names = {**(others or {}), **self.starts}
-        own = {start: (name, self._proto(name)) for start, name in names.items()}
+        mine = set(self.starts.values())
+        own = {start: (name, self._proto(name, name in mine)) for start, name in names.items()}
         imported = {name: self._proto(name) for name in self.imports if self._proto(name) is not None}
         found = ops_tables(self.layout, objects, self.btf, own, imported, slack)
         for table in found:
@@ -224,8 +227,10 @@ class Analysed:
                 self.seeds.append(id)
         return found
 
-    def _proto(self, name: str) -> int | None:
-        id = self.btf.find(name, kinds.FUNC)
+    def _proto(self, name: str, mine: bool = False) -> int | None:
+        if mine and not self.own_types:
+            return None
+        id = self.btf.named(kinds.FUNC).get(name) if mine else self.btf.find(name, kinds.FUNC)
         return self.btf.type(id).reference if id is not None else None
 
     def types(self) -> TypeTable:
@@ -264,15 +269,18 @@ def prepare(layout: Layout, patches: Patches) -> Prepared:
 def analyse(
     prepared: Prepared,
     btf: Btf,
+    own_types: bool,
     imports: tuple[str, ...],
     release: str,
     last: int | None,
     others: Sequence[Btf],
 ) -> Analysed:
+    """Describe the functions. ``own_types``: ``btf`` knows the target's own functions; ``last``: the function behind
+    which the text ends; ``others``: BTF of modules that the target imports from."""
     layout, patches = prepared.layout, prepared.patches
     builder = TypeBuilder(btf)
     own_names = dict.fromkeys(function.name for function in layout.functions)
-    own, own_seeds = find_prototypes(builder, own_names)
+    own, own_seeds = find_prototypes(builder, own_names if own_types else (), own=True)
     other, other_seeds = find_prototypes(builder, imports, others)
     facts = UnitFacts(
         layout=layout,
@@ -294,6 +302,7 @@ def analyse(
     return Analysed(
         layout,
         btf,
+        own_types,
         builder,
         tuple(function for _, function in described),
         {**other, **own},

@@ -159,9 +159,9 @@ class TypeBuilder:
             variadic,
         )
 
-    def function(self, name: str) -> tuple[Prototype, int] | None:
-        """The prototype of a function of this BTF and the id of its FUNC_PROTO."""
-        id = self.btf.find(name, kinds.FUNC)
+    def function(self, name: str, own: bool = False) -> tuple[Prototype, int] | None:
+        """The prototype of a function of this BTF and the id of its FUNC_PROTO; ``own``: not one of the base."""
+        id = self.btf.named(kinds.FUNC).get(name) if own else self.btf.find(name, kinds.FUNC)
         if id is None:
             return None
         proto = self.btf.type(id).reference
@@ -306,18 +306,22 @@ class TypeBuilder:
 
 
 def find_prototypes(
-    builder: TypeBuilder, names: Iterable[str], others: Sequence[Btf] = ()
+    builder: TypeBuilder, names: Iterable[str], others: Sequence[Btf] = (), own: bool = False
 ) -> tuple[dict[str, Prototype], list[int]]:
     """Prototypes of the named functions, from the builder's BTF or else from ``others`` (of modules that the target
-    depends on), and the struct types of the builder's BTF that they lead to."""
+    depends on), and the struct types of the builder's BTF that they lead to.
+
+    ``own``: functions of the target itself, which the kernel's BTF says nothing about: another function there may
+    have the same name.
+    """
     found: dict[str, Prototype] = {}
     seeds: list[int] = []
     for name in names:
         try:
-            own = builder.function(name)
-            if own is not None:
-                found[name] = own[0]
-                seeds += builder.seeds_of_prototype(own[1])
+            here = builder.function(name, own)
+            if here is not None:
+                found[name] = here[0]
+                seeds += builder.seeds_of_prototype(here[1])
                 continue
             for other in others:
                 # Types of another module are read with its own numbering; only their names are kept.

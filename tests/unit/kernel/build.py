@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from o2cc.diagnostics import DiagnosticError
+from o2cc.kernel import btf as kinds
+from o2cc.kernel.btf import read_btf
 from o2cc.kernel.description import Function, Site
 from o2cc.kernel.elf import read_elf
 from o2cc.kernel.kernels import Kernel
@@ -170,10 +172,23 @@ def kernel_btf() -> BtfWriter:
         [("family", number, 0), ("recv", writer.pointer(receive), 64), ("close", writer.pointer(close), 128)],
     )
     writer.function("kfree_skb", writer.prototype(0, [("skb", skb)]))
-    writer.function("sample_receive", receive)
-    writer.function("sample_close", close)
+    # A function of the kernel with the name of one in the sample module, and another prototype.
+    writer.function("sample_last", receive)
     writer.function("ip6_sample", receive)
     return writer
+
+
+def module_btf() -> str:
+    """Assembler text of a module's split BTF over that of `kernel_btf`: the prototypes of two functions."""
+    base = read_btf(kernel_btf().bytes(), "vmlinux")
+    ids = {name: base.find(name, kinds.STRUCT) or 0 for name in ("sock", "sk_buff", "proto_ops")}
+    number, word = base.named(kinds.INT)["int"], base.named(kinds.INT)["unsigned long"]
+    writer = BtfWriter(base.end_id, base.end_string)
+    buffer, sock = writer.pointer(ids["sk_buff"]), writer.pointer(ids["sock"])
+    writer.function("sample_receive", writer.prototype(number, [("skb", buffer)]))
+    writer.function("sample_close", writer.prototype(0, [("sk", sock), ("timeout", word)]))
+    data = ", ".join(map(str, writer.bytes()))
+    return f'.section .BTF,"",@progbits\n.byte {data}\n'
 
 
 def kallsyms(symbols: Iterable[tuple[int, str, str]], base: int = TEXT_START, new: bool = False) -> bytes:

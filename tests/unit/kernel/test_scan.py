@@ -20,7 +20,17 @@ from o2cc.kernel.description import Description
 from o2cc.kernel.kernels import Kernel, open_kernel
 from o2cc.kernel.scan import describe_module, scan_module
 
-from .build import RELEASE, TEXT_START, assemble, codes_of, function, kernel_file, module_source, write_kernel
+from .build import (
+    RELEASE,
+    TEXT_START,
+    assemble,
+    codes_of,
+    function,
+    kernel_file,
+    module_btf,
+    module_source,
+    write_kernel,
+)
 
 BODY = (
     function(
@@ -37,6 +47,7 @@ BODY = (
     + ".type counter, @object\ncounter: .long 0\n.size counter, 4\n.bss\n.zero 32\n"
     + '.section .data..ro_after_init,"aw"\n.type sample_fixed, @object\nsample_fixed: .quad 0\n.size sample_fixed, 8\n'
     + '.section __ksymtab,"a"\n.globl __ksymtab_sample_close\n__ksymtab_sample_close: .long sample_close - .\n'
+    + module_btf()
 )
 MODULE = module_source(BODY)
 
@@ -68,6 +79,17 @@ def test_functions_and_imports(tmp_path: Path) -> None:
     assert prototype is not None
     assert prototype.parameters[0].type.pointee_struct == "sk_buff"
     assert by_name["sample_receive"].sites[0].frame_offset == 8
+    # Its prototype is in no BTF: that of the kernel's function of the same name is not it.
+    assert by_name["sample_last"].prototype is None
+
+
+def test_a_module_without_types_of_its_own(tmp_path: Path) -> None:
+    source = MODULE.replace(".BTF", ".other")
+    found = describe_module(assemble(source), "sample.ko", "sample", write_kernel(tmp_path))
+    assert all(item.prototype is None for item in found.functions)
+    assert any("no BTF" in problem for problem in found.problems)
+    assert found.types.prototype_by_name["kfree_skb"].parameters[0].name == "skb"
+    assert found.ops_tables[0].type is None
 
 
 def test_the_last_function_of_the_text_takes_no_probe(tmp_path: Path) -> None:
