@@ -18,7 +18,7 @@ syntax keyword o2cRule code heap stack write in entry entries gate call icall au
 syntax keyword o2cClause writes reads frees allocates gives takes lends transfer returns stores calls callback
 syntax keyword o2cClause shares pure require when until return shared
 syntax keyword o2cWord modules functions of vmlinux private tracked behind pernet symbols whole except imports self if present
-syntax keyword o2cWord ops as at access free accept payload quiescent for most violation missed deny report kill
+syntax keyword o2cWord ops as at access free accept own payload quiescent for most violation missed deny report kill
 syntax keyword o2cWord panic strict optimized to kernel held owned return
 syntax keyword o2cStep given store enter leave phase expect size buffer allow foreign freed untracked user final
 syntax keyword o2cType struct union sizeof
