@@ -13,6 +13,10 @@ How a test `w <= t` is made, the first of these that is exact:
 
 A value that further tests of the same region need stays in a register.  A region ends where paths join:
 there, nothing but r1 is assumed.
+
+An outcome that a jump leads to is put into r0 before the comparison, and the jump goes to the one exit: a jump
+to a block that sets r0 and then leaves would be two jumps in machine code.  Outcomes that few samples reach
+have such a block, so that the usual path is spared the instruction.
 """
 
 from __future__ import annotations
@@ -25,11 +29,17 @@ from o2cc.passes.tree_ranges import Interval
 from o2cc.trees.bytecode import Assembler, Op, fits_immediate
 from o2cc.trees.graph import Choice, DecisionGraph, Outcome
 
+OUTCOME = 0
 VECTOR = 1
-SCRATCH = 0
-SECOND_SCRATCH = 5
-KEPT = (2, 3, 4, 6, 7, 8, 9)
+SCRATCH = 4
+CONSTANT = 5
+KEPT = (2, 3, 6, 7, 8, 9)
 """Registers for values that are needed again; those from 6 on cost a save and a restore, so they come last."""
+
+RARE = 16
+"""An outcome is rare where less than one in so many samples goes there."""
+
+EXIT = "exit"
 LOWER_HALF = 2**32 - 1
 WORD_BYTES = 8
 
@@ -83,10 +93,11 @@ class _Registers:
     """What registers hold on the path that is being written."""
 
     values: dict[Value, int]
-    constant: int | None = None  # in SCRATCH
+    constant: int | None = None
+    outcome: int | None = None
 
     def copy(self) -> _Registers:
-        return _Registers(dict(self.values), self.constant)
+        return _Registers(dict(self.values), self.constant, self.outcome)
 
 
 @dataclass
@@ -142,29 +153,49 @@ class Writer:
                 self._write_chain(number, registers)
         for number in self.wanted:
             if number not in self.written:
-                self._write_end(number)
+                self._write_end(number, _Registers({}))
+        if EXIT not in self.code.labels:
+            self._write_exit()
         return self.code
 
     def _name(self, number: int) -> str:
         return f"n{number}"
 
-    def _write_end(self, number: int) -> None:
-        if number not in self.written:
-            self.code.label(self._name(number))
-            self.written.add(number)
+    def _write_exit(self) -> None:
+        if EXIT not in self.code.labels:
+            self.code.label(
+                EXIT
+            )  # the JIT writes the epilogue at the first exit, and jumps to it from others
+        self.code.emit(Op.EXIT)
+
+    def _write_end(self, number: int, registers: _Registers) -> None:
+        """End a path: set r0 unless it is set already, or call; leave."""
         node = self.graph.nodes[number]
-        if number in self.calls and number != self.root:
+        if number in self.calls:
+            self._label_end(number)
             self.code.emit(Op.CALL, src=1, target=self.calls[number])
         else:
             assert isinstance(node, Outcome)
-            self.code.emit(Op.MOV_IMM, SCRATCH, immediate=node.value)
-        self.code.emit(Op.EXIT)
+            if registers.outcome != node.value:
+                self._label_end(number)
+            self._set_outcome(node.value, registers)
+        self._write_exit()
+
+    def _label_end(self, number: int) -> None:
+        if number not in self.written:
+            self.code.label(self._name(number))
+            self.written.add(number)
+
+    def _set_outcome(self, value: int, registers: _Registers) -> None:
+        if registers.outcome != value:
+            self.code.emit(Op.MOV_IMM, OUTCOME, immediate=value)
+            registers.outcome = value
 
     def _write_chain(self, number: int, registers: _Registers) -> None:
         """Write tests one under the other until a path ends; other sides become pending."""
         while True:
             if self._is_end(number):
-                self._write_end(number)
+                self._write_end(number, registers)
                 return
             if number in self.written:
                 self.code.emit(Op.JA, target=self._name(number))
@@ -175,18 +206,20 @@ class Writer:
                 registers = _Registers({})
             node = self.graph.nodes[number]
             assert isinstance(node, Choice)
-            following, aside = self._sides(node)
+            following, aside = self._sides(node, registers)
             self._write_test(number, node, aside, registers)
-            if self._is_end(aside):
-                self.wanted.setdefault(aside)
-            elif aside not in self.written:
+            if not self._is_end(aside) and aside not in self.written:
                 self.pending.append((aside, registers.copy()))
             number = following
 
-    def _sides(self, node: Choice) -> tuple[int, int]:
+    def _sides(self, node: Choice, registers: _Registers) -> tuple[int, int]:
         """The child that follows in line, and the one that is jumped to."""
         low, high = node.low, node.high
-        if self._is_end(low) != self._is_end(high):
+        if self._is_end(low) and self._is_end(high):
+            # Jump to the outcome that r0 holds already, if it does.
+            held = [self._outcome(child) == registers.outcome for child in (low, high)]
+            return (high, low) if held[0] and registers.outcome is not None else (low, high)
+        if self._is_end(low) or self._is_end(high):
             inner, end = (high, low) if self._is_end(low) else (low, high)
             # An inner node that is written already costs a jump; then the end may as well follow.
             return (end, inner) if inner in self.written else (inner, end)
@@ -194,6 +227,25 @@ class Writer:
             return (high, low) if low in self.written else (low, high)
         heavier_is_low = self.graph.nodes[low].weight >= self.graph.nodes[high].weight
         return (low, high) if heavier_is_low else (high, low)
+
+    def _outcome(self, number: int) -> int | None:
+        """The outcome that a path ends with at this node; None when it does not, or calls."""
+        node = self.graph.nodes[number]
+        return node.value if isinstance(node, Outcome) else None
+
+    def _target(self, node: Choice, aside: int, registers: _Registers) -> str:
+        """Label for the jump aside, after setting r0 when the path ends there."""
+        value = self._outcome(aside)
+        if value is None:
+            if self._is_end(aside):
+                self.wanted.setdefault(aside)
+            return self._name(aside)
+        is_rare = self.graph.nodes[aside].weight * RARE < node.weight
+        if is_rare and registers.outcome != value:
+            self.wanted.setdefault(aside)
+            return self._name(aside)
+        self._set_outcome(value, registers)
+        return EXIT
 
     def _write_test(self, number: int, node: Choice, aside: int, registers: _Registers) -> None:
         comparison = comparison_of(node, self.intervals[number])
@@ -203,11 +255,12 @@ class Writer:
         if len(inner) == 2:
             self._load_early(self.surely[node.low] & self.surely[node.high], registers)
         jumps_high = aside == node.high
-        target = self._name(aside)
         threshold, form = comparison.threshold, comparison.form
         if form is Form.REGISTER:
-            constant = self._load_constant(threshold, register, registers)
-            self.code.emit(Op.JGT_REG if jumps_high else Op.JLE_REG, register, constant, target=target)
+            self._load_constant(threshold, registers)
+        target = self._target(node, aside, registers)
+        if form is Form.REGISTER:
+            self.code.emit(Op.JGT_REG if jumps_high else Op.JLE_REG, register, CONSTANT, target=target)
         elif form is Form.IMMEDIATE and not fits_immediate(threshold):
             op = Op.JGE_IMM if jumps_high else Op.JLT_IMM
             self.code.emit(op, register, immediate=threshold + 1, target=target)
@@ -231,12 +284,9 @@ class Writer:
         if value in registers.values:
             return registers.values[value]
         free = self._free(registers)
+        register = SCRATCH
         if free and value in below:
             register = registers.values[value] = free[0]
-        elif comparison.form is Form.REGISTER:
-            register = SECOND_SCRATCH
-        else:
-            register, registers.constant = SCRATCH, None
         self._emit_load(value, register)
         return register
 
@@ -257,13 +307,11 @@ class Writer:
         else:
             self.code.emit(Op.LDX_U64, register, VECTOR, offset)
 
-    def _load_constant(self, threshold: int, register: int, registers: _Registers) -> int:
-        """SCRATCH, made to hold the threshold: reused or moved from what it held where that is shorter."""
-        assert register != SCRATCH
+    def _load_constant(self, threshold: int, registers: _Registers) -> None:
+        """Make CONSTANT hold the threshold: reused or moved from what it held where that is shorter."""
         held = registers.constant
         if held is None or (held != threshold and not -(2**31) <= threshold - held < 2**31):
-            self.code.emit(Op.LD_IMM64, SCRATCH, immediate=threshold)
+            self.code.emit(Op.LD_IMM64, CONSTANT, immediate=threshold)
         elif held != threshold:
-            self.code.emit(Op.ADD_IMM, SCRATCH, immediate=threshold - held)
+            self.code.emit(Op.ADD_IMM, CONSTANT, immediate=threshold - held)
         registers.constant = threshold
-        return SCRATCH
