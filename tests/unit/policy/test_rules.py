@@ -115,6 +115,17 @@ def test_symbols_with_fields() -> None:
     ] == [("demo_table", 56, 16), ("demo_count", 0, 4)]
 
 
+def test_fields_of_other_kernels_grant_nothing_in_this_one() -> None:
+    policy, diagnostics, _ = run(
+        compartment("write struct sock { sk_err, sk_old if present, sk_new* if present }  // reason")
+    )
+    assert policy is not None
+    (grant,) = policy.grants
+    assert isinstance(grant, model.StructGrant)
+    assert grant.ranges == ((0, 4),)
+    assert not {item.code for item in diagnostics} & {"O2C0211", "O2C0217"}
+
+
 def test_a_scope_holds_own_functions() -> None:
     (grant,) = struct_grants(
         "in functions { demo_* } except { demo_walk, demo_w* } { write struct sock { sk_err } }"
