@@ -15,6 +15,7 @@ from o2cc.kernel.elf import (
     R_X86_64_32,
     R_X86_64_32S,
     R_X86_64_64,
+    R_X86_64_NONE,
     R_X86_64_PC32,
     R_X86_64_PC64,
     R_X86_64_PLT32,
@@ -175,6 +176,8 @@ def module_layout(elf: ElfFile) -> Layout:
             continue
         base = section.index << SECTION_STRIDE_BITS
         for relocation in elf.relocations(section):
+            if relocation.type == R_X86_64_NONE:
+                continue
             size = _LINK_SIZES.get(relocation.type)
             if size is None:
                 problems.append(
