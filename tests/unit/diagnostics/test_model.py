@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from o2cc.diagnostics import (
@@ -23,6 +23,7 @@ from o2cc.diagnostics import (
 )
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab\n\r\t§", max_size=60))
 def test_position_agrees_with_counting(text: str) -> None:
     source = SourceFile("x", text)
@@ -112,6 +113,7 @@ def test_did_you_mean(name: str, candidates: list[str], expected: str | None) ->
     assert did_you_mean(name, candidates) == (f"did you mean `{expected}`?" if expected else None)
 
 
+@settings(deadline=None)
 @given(st.permutations(["skb_put", "skb_pull", "skb_push", "skb_pup"]))
 def test_did_you_mean_does_not_depend_on_order(candidates: list[str]) -> None:
     assert did_you_mean("skb_puf", candidates) == did_you_mean("skb_puf", sorted(candidates))

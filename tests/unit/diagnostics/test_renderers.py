@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
@@ -124,6 +124,7 @@ def test_stream_that_cannot_encode_gets_escapes() -> None:
     assert "\\xa7" in stream.read()
 
 
+@settings(deadline=None)
 @given(st.text(), st.text(max_size=20), st.text(max_size=20), st.data())
 def test_no_text_steers_the_terminal_or_breaks_a_renderer(
     text: str, message: str, name: str, data: st.DataObject
@@ -140,6 +141,7 @@ def test_no_text_steers_the_terminal_or_breaks_a_renderer(
         assert all(char == "\n" or char.isprintable() for char in rendered)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_printable_keeps_what_is_printable(text: str) -> None:
     shown = printable(text)
