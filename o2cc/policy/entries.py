@@ -28,6 +28,17 @@ from o2cc.syntax import nodes
 
 _NAMES_SHOWN = 8
 
+# What the kernel's macros make for tracepoints (include/linux/tracepoint.h, include/trace/*.h).
+_TRACING = (
+    "__SCT__",
+    "__bpf_trace_",
+    "__traceiter_",
+    "__probestub_",
+    "trace_event_",
+    "trace_raw_",
+    "perf_trace_",
+)
+
 
 @dataclass
 class _Draft:
@@ -85,20 +96,43 @@ class EntryBuilder:
         )
 
     def note_uncovered(self, policy_span: Span) -> None:
-        """Tell which functions the kernel might call although no rule says so."""
-        uncovered = [name for name in self.target.address_taken if name not in self.drafts]
-        if uncovered:
-            shown = ", ".join(f"`{name}`" for name in uncovered[:_NAMES_SHOWN])
-            more = len(uncovered) - _NAMES_SHOWN
+        """Tell which functions the kernel might call although no rule says so: those in tables by table, since tables
+        that only the code itself uses are common, the others by name."""
+        uncovered = {
+            name
+            for name in self.target.address_taken
+            if name not in self.drafts and not name.startswith(_TRACING)
+        }
+        in_tables: dict[str, set[str]] = {}
+        for struct, slots in self.target.slots.items():
+            functions = {function for _, _, function in slots} & uncovered
+            if functions and struct != "module":
+                in_tables[struct] = functions
+        elsewhere = sorted(uncovered.difference(*(item[1] for item in self._all_slots())))
+        notes = []
+        if in_tables:
+            tables = [f"`struct {struct}` ({len(in_tables[struct])})" for struct in sorted(in_tables)]
+            notes.append(f"in tables of {_shortened(tables)}")
+        if elsewhere:
+            notes.append(_shortened([f"`{name}`" for name in elsewhere]))
+        if notes:
+            count = len(set(elsewhere).union(*in_tables.values()))
             self.context.collector.add(
                 note(
                     "O2C0242",
-                    f"{len(uncovered)} functions have their address taken and are no entries",
+                    f"{count} functions whose address is taken are no entries"
+                    if count > 1
+                    else "a function whose address is taken is no entry",
                     policy_span,
-                    notes=[shown + (f" and {more} more" if more > 0 else "")],
+                    notes=notes,
                     help="those that the kernel calls need `entry f(...)` or `entries of struct T`",
                 )
             )
+
+    def _all_slots(self) -> Iterable[tuple[str, set[str]]]:
+        """The functions in tables, by struct."""
+        for struct, slots in self.target.slots.items():
+            yield struct, {function for _, _, function in slots}
 
     # --- rules
 
@@ -270,3 +304,8 @@ def _selected(ops: nodes.OpsFields, member: str) -> bool:
         return True
     inside = ops.fields.whole or any(fnmatch.fnmatchcase(member, path.text) for path in ops.fields.fields)
     return inside and not any(fnmatch.fnmatchcase(member, path.text) for path in ops.fields.excluded)
+
+
+def _shortened(words: list[str]) -> str:
+    more = len(words) - _NAMES_SHOWN
+    return ", ".join(words[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
