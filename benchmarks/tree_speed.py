@@ -44,6 +44,8 @@ from o2cc.trees.tree import IntegerTree, Leaf, Test, Words
 from o2cc.trees.vectors import make_vectors
 
 LOOP = "the loop alone"
+BOUND_FEATURE = 10**6
+"""Number of the feature that only the bound reads; no tree has so many."""
 
 
 class Encoded(Assembler):
@@ -140,7 +142,7 @@ def bound_tree(tree: IntegerTree) -> tuple[IntegerTree, list[int]]:
         if isinstance(node, Test):
             last[number] = last[node.high]
     nodes = tuple(
-        Test(0, last[node.low], node.low, node.high, float(last[node.low]))
+        Test(BOUND_FEATURE, last[node.low], node.low, node.high, float(last[node.low]))
         if isinstance(node, Test)
         else node
         for node in tree.nodes
@@ -150,32 +152,35 @@ def bound_tree(tree: IntegerTree) -> tuple[IntegerTree, list[int]]:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A program with the words that it reads; `note` instead of a program says why there is none."""
+    """A program; `note` instead of one says why there is none."""
 
     program: str
     compiled: CompiledTree | None
-    words: Words | None
     note: str = ""
 
 
-def compete(name: str, contestants: Sequence[Contestant], expected: Sequence[int], rounds: int) -> list[Row]:
-    """Load all, check every prediction, then time them in turn and keep the least of all rounds."""
+def compete(
+    name: str, contestants: Sequence[Contestant], words: Words, expected: Sequence[int], rounds: int
+) -> list[Row]:
+    """Load all over the same vectors, check every prediction, then time them in turn; the least of all rounds counts."""
     rows: dict[str, Row] = {}
     loaded: dict[str, LoadedTree] = {}
     least: dict[str, float] = {}
+    first: LoadedTree | None = None
     with ExitStack() as stack:
         for c in contestants:
-            if c.compiled is None or c.words is None:
+            if c.compiled is None:
                 rows[c.program] = Row(name, c.program, 0, None, 0, 0, c.note)
                 continue
             count = c.compiled.instruction_count
             try:
-                tree = stack.enter_context(LoadedTree(c.compiled, len(c.words)))
+                tree = stack.enter_context(LoadedTree(c.compiled, len(words), beside=first))
             except KernelRunError as problem:
                 rows[c.program] = Row(name, c.program, count, None, 0, 0, f"{problem}: {problem.log[-1:]}")
                 continue
-            if c.program != LOOP and not (tree.predict(c.words) == expected).all():
+            if c.program != LOOP and not (tree.predict(words) == expected).all():
                 raise SystemExit(f"{c.program} on {name} predicts wrongly")
+            first = first or tree
             loaded[c.program] = tree
             effort = tree.effort()
             rows[c.program] = Row(name, c.program, count, None, effort.machine_bytes, effort.processed)
@@ -192,31 +197,30 @@ def compete(name: str, contestants: Sequence[Contestant], expected: Sequence[int
 def peers(name: str, imported: Imported, vectors: Words, clang: str | None, rounds: int) -> list[Row]:
     """All programs on one tree."""
     tree = imported.tree
-    ours = compile_tree(tree)
-    contestants = [Contestant("o2c", ours, np.ascontiguousarray(vectors[:, list(ours.features)]))]
+    shape, place = bound_tree(tree)
     slots = {feature: slot for slot, feature in enumerate(tree.used_features)}
-    words = np.ascontiguousarray(vectors[:, list(slots)])
+    features = (*slots, BOUND_FEATURE)
+    leaves = np.array(place, dtype=np.uint64)[tree.apply(vectors)]
+    words = np.column_stack([vectors[:, list(slots)], leaves])
+    contestants = [Contestant("o2c", compile_tree(tree, features=features))]
     for program, annotated in (("m2cgen", False), ("tl2cgen", True)):
         if clang is None:
-            contestants.append(Contestant(program, None, None, "no clang on this machine"))
+            contestants.append(Contestant(program, None, "no clang on this machine"))
             continue
         try:
             code = Encoded(build_c(as_c(tree, slots, annotated=annotated), clang))
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as problem:
             lines = (getattr(problem, "stderr", None) or b"timeout").decode().splitlines()
             reason = next((line for line in lines if "error" in line), lines[0])
-            contestants.append(Contestant(program, None, None, f"clang: {reason[:100]}"))
+            contestants.append(Contestant(program, None, f"clang: {reason[:100]}"))
             continue
-        peer = CompiledTree(Form.BRANCHES, (Subprogram("tree", code),), tuple(slots), b"", ())
-        contestants.append(Contestant(program, peer, words))
-    table = compile_tree(tree, form=Form.TABLE)
-    contestants.append(Contestant("table", table, np.ascontiguousarray(vectors[:, list(table.features)])))
-    shape, place = bound_tree(tree)
-    leaves = np.array(place, dtype=np.uint64)[tree.apply(vectors)]
-    contestants.append(Contestant("bound", compile_tree(shape), leaves[:, None].copy()))
-    loop = CompiledTree(Form.BRANCHES, empty_tree(), tuple(slots), b"", ())
-    contestants.append(Contestant(LOOP, loop, words))
-    return compete(name, contestants, imported.reference.predict(vectors).tolist(), rounds)
+        contestants.append(
+            Contestant(program, CompiledTree(Form.BRANCHES, (Subprogram("tree", code),), features, b"", ()))
+        )
+    contestants.append(Contestant("table", compile_tree(tree, form=Form.TABLE, features=features)))
+    contestants.append(Contestant("bound", compile_tree(shape, features=features)))
+    contestants.append(Contestant(LOOP, CompiledTree(Form.BRANCHES, empty_tree(), features, b"", ())))
+    return compete(name, contestants, words, imported.reference.predict(vectors).tolist(), rounds)
 
 
 def make_tree(nodes: int) -> Imported:

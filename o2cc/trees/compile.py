@@ -100,13 +100,16 @@ def compile_tree(
     outcome: Callable[[Leaf], int] = class_outcome,
     budget: int | None = None,
     form: Form | None = None,
+    features: Sequence[int] | None = None,
 ) -> CompiledTree:
-    """Compile a tree.  `budget`: most instructions, above which the table is taken; `form`: insist on one.
+    """Compile a tree.  `budget`: most instructions, above which the table is taken; `form`: insist on one;
+    `features`: what the words given to the program are, in order, when they are not just those that it reads.
 
     DiagnosticError when the tree reads too many features, or the form insisted on is not possible.
     """
     graph, steps = optimize(tree, outcome)
-    features = tuple(sorted({node.feature for node in graph.nodes if isinstance(node, Choice)}))
+    read = {node.feature for node in graph.nodes if isinstance(node, Choice)}
+    features = tuple(sorted(read)) if features is None else tuple(features)
     if len(features) > MOST_FEATURES:
         raise DiagnosticError(
             error(

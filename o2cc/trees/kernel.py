@@ -275,16 +275,21 @@ def empty_tree() -> tuple[Subprogram, ...]:
 class LoadedTree:
     """A compiled tree in the kernel, fed from a batch of vectors; use it as a context.
 
-    Raises KernelRunError when the kernel refuses, with its verifier's last lines.
+    `beside` is another one that lives longer, whose vectors this one shares: programs are compared fairly only
+    over the same memory.  Raises KernelRunError when the kernel refuses, with its verifier's last lines.
     """
 
-    def __init__(self, compiled: CompiledTree, batch: int) -> None:
+    def __init__(self, compiled: CompiledTree, batch: int, beside: LoadedTree | None = None) -> None:
         self.width = len(compiled.features)
+        if beside is not None and self.width != beside.width:
+            raise ValueError("trees that share vectors must have the same features")
         self.stride = 8 * (self.width + 1)
         self.batch = max(1, min(batch, BATCH_BYTES // self.stride, MOST_LOOPS))
         self.release = os.uname().release
         with ExitStack() as stack:
-            self._elements = stack.enter_context(ArrayMap(self.stride, self.batch))
+            self._elements: ArrayMap = (
+                beside._elements if beside else stack.enter_context(ArrayMap(self.stride, self.batch))
+            )
             table = stack.enter_context(ArrayMap(max(len(compiled.table), 8), 1))
             table.memory[: len(compiled.table)] = compiled.table
             self._maps = (self._elements.descriptor, table.descriptor)
@@ -320,7 +325,7 @@ class LoadedTree:
     def nanoseconds(self, seconds: float = 0.3) -> float:
         """Time of one prediction of the present vectors, without the loop around it."""
         empty = CompiledTree(Form.BRANCHES, empty_tree(), tuple(range(self.width)), b"", ())
-        with LoadedTree(empty, self.batch) as loop:
+        with LoadedTree(empty, self.batch, beside=self) as loop:
             return max(0.0, self.nanoseconds_with_loop(seconds) - loop.nanoseconds_with_loop(seconds / 3))
 
     def effort(self) -> Effort:
