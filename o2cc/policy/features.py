@@ -17,6 +17,7 @@ from o2cc.policy.model import (
     HeapKind,
     RequiredFeature,
     Stack,
+    ViolationKind,
     ViolationRule,
 )
 from o2cc.syntax import nodes
@@ -55,7 +56,10 @@ def required_features(
     def need(name: str, reason: str, remedy: str, span: Span) -> None:
         found.setdefault(name, RequiredFeature(name, reason, remedy, span))
 
-    actions = [(rule.action, rule.span) for rule in rules] or [(default, default_span)]
+    actions = [(rule.action, rule.span) for rule in rules]
+    ruled = {kind for rule in rules if rule.scope is None for kind in rule.kinds}
+    if ruled != set(ViolationKind):
+        actions.append((default, default_span))
     actions.extend((missed, rule.span) for rule in compartment.rules if isinstance(rule, nodes.OnMissed))
     actions.extend((gate.action, gate.span) for gate in gates)
     actions.extend((entry.action, entry.span) for entry in entries)

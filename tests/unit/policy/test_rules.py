@@ -318,6 +318,16 @@ def test_everything_that_needs_more_than_ebpf_is_named() -> None:
         assert item.remedy
 
 
+def test_kinds_that_no_rule_speaks_of_are_denied() -> None:
+    text = PRELUDE + (
+        'compartment demo { code modules "demo" on violation of write report call imports except std.demo.dangerous }'
+    )
+    policy = checked(text)
+    assert policy.action_for(ViolationKind.WRITE) is Action.REPORT
+    assert policy.action_for(ViolationKind.FREE) is Action.DENY
+    assert [item.name for item in policy.required_features] == ["deny"]
+
+
 def test_the_narrowest_rule_for_violations_wins() -> None:
     policy = checked(
         compartment(
