@@ -30,10 +30,10 @@ from tests.vm.guest.bpf_calls import loaded
 TREES = {
     "ten nodes": (lambda: build(5, 3, 3, 1), Form.BRANCHES, 10_000),
     "a hundred nodes": (lambda: build(50, 6, 4, 2), Form.BRANCHES, 10_000),
-    "a thousand nodes": (lambda: fitted(1100, 12, 6, 3), Form.BRANCHES, 100_000),
-    "a chain of two hundred tests": (lambda: build(200, 8, 5, 4, chain=True), Form.BRANCHES, 20_000),
-    "ten thousand nodes": (lambda: fitted(9900, 60, 9, 5), None, 10_000),
-    "twenty-five thousand nodes, many features": (lambda: build(12_499, 400, 20, 6), Form.SPLIT, 5_000),
+    "a thousand nodes": (lambda: fitted(1100, 12, 6, 3), Form.BRANCHES, 50_000),
+    "a chain of two hundred tests": (lambda: build(200, 8, 5, 4, chain=True), Form.BRANCHES, 10_000),
+    "ten thousand nodes": (lambda: build(4999, 60, 9, 5), None, 4_000),
+    "twenty-five thousand nodes, many features": (lambda: build(12_499, 400, 20, 6), Form.SPLIT, 2_000),
 }
 
 
@@ -57,8 +57,8 @@ def test_the_kernel_predicts_as_scikit_learn_does(name: str) -> None:
 
 
 def test_the_table_predicts_as_scikit_learn_does() -> None:
-    outcome(fitted(900, 12, 6, 3), 20_000, Form.TABLE)
-    outcome(build(200, 8, 5, 4, chain=True), 5_000, Form.TABLE)
+    outcome(fitted(900, 12, 6, 3), 5_000, Form.TABLE)
+    outcome(build(200, 8, 5, 4, chain=True), 2_000, Form.TABLE)
 
 
 def test_a_wrong_tree_is_noticed_by_the_kernel_run() -> None:
