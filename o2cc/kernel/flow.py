@@ -58,6 +58,11 @@ class BasicBlock:
     def end(self) -> int:
         return self.instructions[-1].end
 
+    @property
+    def is_padding(self) -> bool:
+        """Whether it does nothing: what fills the space between aligned blocks, if nothing leads to it."""
+        return all(item.is_nop or item.mnemonic == "int3" for item in self.instructions)
+
 
 @dataclass
 class Unit:

@@ -242,10 +242,14 @@ def _blocks(unit: Unit, part: Part, layout: Layout) -> tuple[Block, ...]:
         for _, fixup in block.faults
         if not part.start <= block.start < part.end
     }
+    entered = {address for block in unit.blocks.values() for address in block.successors}
+    entered.update(fixup for block in unit.blocks.values() for _, fixup in block.faults)
     for start in sorted(unit.blocks):
         if not part.start <= start < part.end:
             continue
         block = unit.blocks[start]
+        if block.is_padding and not block.external and start not in entered:
+            continue
         faults = [
             (block.instructions[index].address - part.start, fixup - part.start)
             for index, fixup in block.faults

@@ -139,6 +139,11 @@ class ValueAnalysis:
                     faults[block.start, index, fixup] = self._fault_state(block, start, index)
                     pending.add(fixup)
             rest = [address for address in order if address not in reached]
+            for address in [address for address in rest if unit.blocks[address].is_padding]:
+                # Bytes between aligned blocks: nothing runs them, so nothing flows out of them.
+                starts[address] = self._unknown_state(address)
+                reached.add(address)
+                rest.remove(address)
             if not rest:
                 break
             # Code behind calls that do not return, or reached in ways that are not understood.

@@ -214,3 +214,12 @@ def test_jump_labels_lead_both_ways() -> None:
 def test_pop_to_memory_computes_its_address_behind_the_pop() -> None:
     below, above = stores(one("push rbx\npop qword ptr [rsp - 0x10]\npush rbx\npop qword ptr [rsp + 8]\nret"))
     assert (below.frame_offset, above.frame_offset) == (-0x10, 8)
+
+
+def test_padding_between_blocks_is_not_control_flow() -> None:
+    described = one(
+        "push rbx\ntest edi, edi\njne 1f\njmp 2f\n.balign 16, 0x90\n1:\nmov [rdi], rsi\n2:\npop rbx\nret"
+    )
+    assert not described.problems
+    assert stores(described)[0].stack_height == 8
+    assert site(described, "return").stack_height == 0
