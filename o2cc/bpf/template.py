@@ -2,18 +2,20 @@
 """One compiled check, stamped out for many sites.
 
 LLVM leaves every parameter as a 64-bit immediate load (two instruction slots) that a relocation names.  Where
-the values of all sites allow it, the load becomes a one-slot move; jumps, relocations and lines move along.
+the values of all sites allow it, the load becomes a one-slot move, or goes into the addition that uses it; jumps
+and relocations move along.
 Offsets are in bytes, an instruction slot has 8.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from o2cc.bpf.compiler import MachineCode, Relocation
+from o2cc.bpf.folding import Slot, apply_fold, find_fold
 from o2cc.bpf.llvm_context import SymbolKind
 from o2cc.ir.walk import MASK
 
@@ -54,12 +56,11 @@ def width_of(values: Iterable[int]) -> Width:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Code with holes; ``holes`` are (byte offset of the load, parameter, is it a 64-bit load)."""
+    """Code with holes; ``holes`` are (byte offset of the instruction, parameter, is it a 64-bit load)."""
 
     code: bytes
     holes: tuple[tuple[int, str, bool], ...]
     relocations: tuple[Relocation, ...]
-    lines: tuple[tuple[int, int], ...]
 
     def fill(self, parameters: Mapping[str, int]) -> bytearray:
         """The code of a site.  Raises KeyError for a parameter that the site does not give."""
@@ -72,12 +73,6 @@ class Template:
         return code
 
 
-def parameters_of(code: MachineCode) -> frozenset[str]:
-    """The parameters that the compiled code still reads."""
-    prefix = SymbolKind.PARAMETER
-    return frozenset(r.symbol[len(prefix) :] for r in code.relocations if r.symbol.startswith(prefix))
-
-
 def make_template(machine: MachineCode, widths: Mapping[str, Width]) -> Template:
     """Turns parameter loads into holes.
 
@@ -86,7 +81,8 @@ def make_template(machine: MachineCode, widths: Mapping[str, Width]) -> Template
     """
     prefix = SymbolKind.PARAMETER
     count = len(machine.code) // SLOT
-    slots = [_INSTRUCTION.unpack_from(machine.code, SLOT * i) for i in range(count)]
+    slots: list[Slot] = [_INSTRUCTION.unpack_from(machine.code, SLOT * i) for i in range(count)]
+    targets = _jump_targets(slots)
     removed: set[int] = set()
     found: list[tuple[int, str]] = []
     kept: list[Relocation] = []
@@ -98,6 +94,12 @@ def make_template(machine: MachineCode, widths: Mapping[str, Width]) -> Template
         opcode, registers, _, immediate = slots[index]
         if opcode != _LOAD_IMMEDIATE_64 or registers >> 4 or immediate or slots[index + 1][3]:
             raise ValueError(f"parameter `{name}` is not loaded plainly")
+        fold = find_fold(slots, targets, index, index + 2) if widths[name] is Width.SIGNED_32 else None
+        if fold is not None:
+            apply_fold(slots, fold)
+            removed |= {index, index + 1}
+            found.append((fold.addition, name))
+            continue
         found.append((index, name))
         if widths[name] is not Width.FULL_64:
             move = _MOVE_64 if widths[name] is Width.SIGNED_32 else _MOVE_32
@@ -121,8 +123,18 @@ def make_template(machine: MachineCode, widths: Mapping[str, Width]) -> Template
         bytes(code),
         tuple((SLOT * new_index[i], name, widths[name] is Width.FULL_64) for i, name in found),
         tuple(Relocation(SLOT * new_index[r.offset // SLOT], r.symbol, r.type) for r in kept),
-        tuple((SLOT * new_index[offset // SLOT], line) for offset, line in machine.lines),
     )
+
+
+def _jump_targets(slots: Sequence[Slot]) -> frozenset[int]:
+    """Numbers of the slots that something jumps to."""
+    found: set[int] = set()
+    second = False
+    for index, (opcode, _, offset, _) in enumerate(slots):
+        if not second and _is_jump(opcode):
+            found.add(index + 1 + offset)
+        second = opcode == _LOAD_IMMEDIATE_64
+    return frozenset(found)
 
 
 def _is_jump(opcode: int) -> bool:

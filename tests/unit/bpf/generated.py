@@ -246,7 +246,8 @@ def _function(
 def _check(random_: random.Random, number: int, functions: Sequence[ir.Function]) -> ir.Check:
     generator = _Generator(random_, functions, check=True)
     code = generator.code
-    values: list[ir.Operand] = [code.register("rbx"), code.register("rdi"), code.parameter("displacement")]
+    address = code.add(code.register("rbx"), code.parameter("displacement"))  # as checks of stores begin
+    values: list[ir.Operand] = [address, code.register("rdi"), code.parameter("mask")]
     generator.sequence(values, 2)
     result = generator.result(values)
     code.store("results", code.parameter("site"), "word", result)

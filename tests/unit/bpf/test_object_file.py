@@ -196,6 +196,18 @@ def test_the_description_reads_back(built: tuple[Layout, bytes]) -> None:
     assert cookies == ([None] * 5 if layout is Layout.SITE else [0, 2, 1, 3, 4])
 
 
+@pytest.mark.parametrize("layout", list(Layout))
+def test_a_site_that_another_one_covers_has_no_program_but_is_described(layout: Layout) -> None:
+    plain = modules.module()
+    sites = (*plain.sites[:1], replace(plain.sites[1], covered_by=0), *plain.sites[2:])
+    data = emit_object(replace(plain, sites=sites), layout=layout, sources=modules.SOURCES).data
+    described = read(data).sites
+    assert [site.number for site in described] == [0, 1, 2, 3, 4]
+    assert [site.program == "" for site in described] == [False, True, False, False, False]
+    assert "o2c_1_sctp_outq_tail" not in program_code(data)
+    assert described[1].cookie is None
+
+
 def test_initial_values_are_in_the_data_sections(built: tuple[Layout, bytes]) -> None:
     elf = elf_of(built[1])
     content = elf.get_section_by_name(".rodata").data()
