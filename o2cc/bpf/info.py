@@ -52,8 +52,9 @@ class TableInfo:
 @dataclass(frozen=True, slots=True)
 class SiteInfo:
     """A site.  ``cookie`` is the attach cookie of the `shape` layout, else None; ``return_probe``: the program
-    is for a probe of the function's return.  ``file`` and ``line`` are the policy's, "" and 0 when unknown.  ``program`` is "" for a site whose
-    decision another site's program makes: nothing is attached for it, and events may name its number."""
+    is for a probe of the function's return.  ``file`` and ``line`` are the policy's, "" and 0 when unknown.
+    ``program`` is "" for a site whose decision another site's program makes: nothing is attached for it, and
+    events may name its number."""
 
     number: int
     function: str
