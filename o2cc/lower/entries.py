@@ -12,11 +12,13 @@ from o2cc.lower.context import ENTRY_REFUSED, Lowering
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.lower.gates import (
     FLAG_HELD,
+    LENT,
     emit_gain,
     emit_if,
     emit_loss,
     emit_requirements,
     expressions_at_call,
+    lends_with_bits,
     stack_argument,
 )
 from o2cc.policy import model
@@ -71,19 +73,18 @@ def _entry_check(
     for index, mask in marks:
         code.call("mark", expressions.place.argument(index), mask)
         _emit_behind(lowering, expressions, entry, index)
-    lent = False
     for effect in entry.effects:
-        code.span = effect.span
-        if isinstance(effect, model.Gives | model.Lends):
-            lent = lent or isinstance(effect, model.Lends)
-            emit_if(
-                expressions,
-                effect.condition,
-                lambda effect=effect: emit_gain(expressions, effect),
-            )
-    if lent:
+        if isinstance(effect, model.Gives):
+            code.span = effect.span
+            emit_if(expressions, effect.condition, partial(emit_gain, expressions, effect))
+    lends = tuple(lends_with_bits(entry.effects, lowering.policy))
+    for lent, bit in lends:
+        code.span = lent.span
+        emit_if(expressions, lent.condition, partial(emit_gain, expressions, lent, bit))
+    if lends:
         place = expressions.place
-        code.update("pending", [place.sp], [place.site, *(place.argument(i) for i in range(6))])
+        arguments = [place.argument(i) for i in range(6)]
+        code.update("pending", [place.sp], [place.site, *arguments, ir.Variable(LENT)])
     code.decide(ir.Verdict.ALLOW)
     return code.finish()
 
@@ -115,6 +116,7 @@ def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...
     code.decide(ir.Verdict.ALLOW)
     code.start(known)
     arguments = {i: code.entry_load(found, "pending", f"arg{i}") for i in range(6)}
+    lent = code.entry_load(found, "pending", "lent")
     code.delete("pending", at_entry)
 
     def argument(index: int) -> ir.Operand:
@@ -122,10 +124,9 @@ def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...
 
     place = Place(argument, None, number, at_entry, ir.Constant(0))
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
-    for effect in entry.effects:
-        if isinstance(effect, model.Lends):
-            code.span = effect.span
-            emit_loss(expressions, effect)
+    for effect, bit in lends_with_bits(entry.effects, lowering.policy):
+        code.span = effect.span
+        emit_loss(expressions, effect, lent, bit)
     code.decide(ir.Verdict.ALLOW)
     return code.finish()
 

@@ -9,6 +9,7 @@ then, so the first site leaves them in the map `pending` under the stack pointer
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
@@ -28,6 +29,7 @@ from o2cc.policy.model import ViolationKind
 FLAG_OWN = 1
 FLAG_HELD = 2
 FLAG_TYPED = 4
+LENT = "lent"  # variable of an entry's check
 FLAG_LENT = 16  # a part of an object may be lent, for as long as the entry runs
 
 AfterEffect = model.Allocates | model.Gives
@@ -230,7 +232,7 @@ def _gate_check(lowering: Lowering, gate: model.Gate, saves: bool, *, tail: bool
             )
     if saves:
         place = expressions.place
-        code.update("pending", [place.sp], [place.site, *(place.argument(i) for i in range(6))])
+        code.update("pending", [place.sp], [place.site, *(place.argument(i) for i in range(6)), 0])
     code.decide(ir.Verdict.ALLOW)
     return code.finish()
 
@@ -292,40 +294,84 @@ def emit_if(expressions: Expressions, condition: model.Expr | None, emit: object
     code.start(no)
 
 
-def emit_gain(expressions: Expressions, effect: model.Gives | model.Lends) -> None:
-    """The compartment gains a capability: the object, and each range that it covers."""
+@dataclass(frozen=True)
+class Piece:
+    """One range of memory that a capability covers, as operands and the arguments of ``gain``."""
+
+    start: ir.Operand
+    length: ir.Operand | int
+    flags: int
+    types: int
+
+
+def _pieces(expressions: Expressions, effect: model.Gives | model.Lends | model.Takes) -> list[Piece]:
+    """The object of an effect first, then what belongs to it."""
     code = expressions.code
     address = expressions.value(effect.pointer)
     lent = FLAG_LENT if isinstance(effect, model.Lends) else 0
     if effect.capability is None:
         length = expressions.value(effect.length) if effect.length is not None else ir.Constant(0)
-        code.call("gain", address, length, FLAG_HELD | lent, 0)
-        return
+        return [Piece(address, length, FLAG_HELD | lent, 0)]
     capability = expressions.policy.capability(effect.capability)
     if capability is None:
-        return
+        return []
     mask = expressions.types.mask(capability.struct)
     flags = FLAG_TYPED | (FLAG_HELD if capability.ranges else 0)
-    code.call("gain", address, _struct_size(expressions, capability.struct), flags, mask)
+    pieces = [Piece(address, _struct_size(expressions, capability.struct), flags, mask)]
     inner = expressions.at(address)
     for part in capability.ranges:
-        if _is_object(part.start):
-            continue
-        start = inner.value(part.start)
-        length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
-        code.call("gain", start, length, FLAG_HELD | lent, 0)
-
-
-def emit_loss(expressions: Expressions, effect: model.Takes | model.Lends) -> None:
-    """The compartment gives a capability back; what it allocated itself stays its own."""
-    code = expressions.code
-    address = expressions.value(effect.pointer)
-    capability = expressions.policy.capability(effect.capability) if effect.capability is not None else None
-    inner = expressions.at(address)
-    for part in capability.ranges if capability is not None else ():
         if not _is_object(part.start):
-            code.call("lose", inner.value(part.start))
-    code.call("lose", address)
+            start = inner.value(part.start)
+            length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
+            pieces.append(Piece(start, length, FLAG_HELD | lent, 0))
+    return pieces
+
+
+def emit_gain(
+    expressions: Expressions, effect: model.Gives | model.Lends, first_bit: int | None = None
+) -> None:
+    """The compartment gains a capability.  With ``first_bit`` each piece that was not held before sets a bit of the
+    variable LENT, from that bit on."""
+    code = expressions.code
+    for index, piece in enumerate(_pieces(expressions, effect)):
+        gained = code.call("gain", piece.start, piece.length, piece.flags, piece.types)
+        if first_bit is not None:
+            fresh = code.binary(ir.BinaryOperator.EQ, gained, 1)
+            bit = code.binary(ir.BinaryOperator.SHL, fresh, first_bit + index)
+            code.assign(LENT, code.binary(ir.BinaryOperator.OR, ir.Variable(LENT), bit))
+
+
+def emit_loss(
+    expressions: Expressions,
+    effect: model.Takes | model.Lends,
+    lent: ir.Operand | None = None,
+    first_bit: int = 0,
+) -> None:
+    """The compartment gives a capability back; what it allocated itself stays its own.  With ``lent`` only the
+    pieces whose bit is set, as ``emit_gain`` left it."""
+    code = expressions.code
+    for index, piece in enumerate(_pieces(expressions, effect)):
+        if lent is None:
+            code.call("lose", piece.start)
+            continue
+        yes, no = code.label("lent"), code.label("kept")
+        code.branch(code.binary(ir.BinaryOperator.AND, lent, 1 << first_bit + index), yes, no)
+        code.start(yes)
+        code.call("lose", piece.start)
+        code.jump(no)
+        code.start(no)
+
+
+def lends_with_bits(
+    effects: tuple[model.Effect, ...], policy: model.CheckedPolicy
+) -> Iterator[tuple[model.Lends, int]]:
+    """What an entry is lent, each with the number of its first bit in LENT."""
+    bit = 0
+    for effect in effects:
+        if isinstance(effect, model.Lends):
+            yield effect, bit
+            capability = policy.capability(effect.capability) if effect.capability is not None else None
+            bit += 1 + (len(capability.ranges) if capability is not None else 0)
 
 
 def _struct_size(expressions: Expressions, struct: str) -> int:

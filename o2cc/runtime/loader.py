@@ -39,11 +39,16 @@ _SHOWN_GAPS = 10
 @dataclass(frozen=True)
 class LoadOptions:
     """``degrade``: do without o2c.ko though the policy asks for more (`report`; `kill` where it was compiled so).
-    ``accept_gaps``: load although there are places where a violation cannot be denied."""
+    ``accept_gaps``: load although there are places where a violation cannot be denied.  ``optimize``: let the kernel
+    turn the probes of a policy that only reports into jumps.  A soft interrupt inside such a probe then finds a BPF
+    program active and its own probes are skipped (kernel/trace/bpf_trace.c trace_call_bpf, 6.1): what it allocates is
+    not tracked, and proper use is reported.  Without it probe optimization is off in the whole kernel while such a
+    policy is loaded."""
 
     wanted: Callable[[SiteInfo], bool] = lambda site: True
     degrade: str | None = None
     accept_gaps: bool = False
+    optimize: bool = False
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -140,7 +145,9 @@ def _load(
                     outcome = _enforce(data, info, planned, programs, needs, options, progress)
                     observed, refused = outcome.observed, outcome.failures
                 else:
-                    refused = tuple(_attach_sites(planned.attachments, programs, directory, progress))
+                    refused = tuple(
+                        _attach_sites(planned.attachments, programs, directory, progress, chosen.optimize)
+                    )
         except LoadError as problem:
             raise verifier_diagnostic(problem) from problem
         except OSError as problem:
@@ -290,10 +297,14 @@ def _probe(program: Program, address: int, *, on_return: bool, cookie: int) -> i
 
 
 def _attach_sites(
-    attachments: Sequence[Attachment], programs: Mapping[str, Program], directory: Path, progress: Progress
+    attachments: Sequence[Attachment],
+    programs: Mapping[str, Program],
+    directory: Path,
+    progress: Progress,
+    optimize: bool,
 ) -> list[state.Failure]:
     failures: list[state.Failure] = []
-    with running_kernel.KprobeOptimizationOff():
+    with running_kernel.KprobeOptimizationOff(keep=not optimize):
         for done, attachment in enumerate(attachments):
             site = attachment.site
             try:
@@ -323,7 +334,8 @@ def unload(name: str, progress: Progress = silent) -> int:
     state.check_name(name)
     directory = state.pins(name)
     with state.locked(name):
-        running_kernel.restore_optimization()
+        if not _others_only_report(name):
+            running_kernel.restore_optimization()
         was_enforced = enforcement.remove(name)
         if not directory.exists():
             known = name in state.recorded()
@@ -339,6 +351,16 @@ def unload(name: str, progress: Progress = silent) -> int:
         state.forget(name)
         links = _remove_pins(directory, progress)
         return attached if attached is not None else links
+
+
+def _others_only_report(name: str) -> bool:
+    """Whether another loaded compartment needs probe optimization off: one whose probes are perf's."""
+    for other in state.names():
+        if other != name:
+            with suppress(DiagnosticError):
+                if not state.load(other)[0].enforced:
+                    return True
+    return False
 
 
 def _remove_pins(directory: Path, progress: Progress) -> int:

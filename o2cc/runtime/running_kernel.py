@@ -133,12 +133,15 @@ class KprobeOptimizationOff:
     """Keeps the kernel from optimizing probes one by one while many are placed; restores the setting after.
 
     A marker file says that the setting is to be restored: who finds it, with optimization off, does what a killed
-    process could not do any more.
+    process could not do any more.  With ``keep`` it stays off, and the marker stays, until `restore_optimization`.
     """
 
-    def __init__(self, setting: Path = _OPTIMIZATION, marker: Path = _OPTIMIZATION_MARKER) -> None:
+    def __init__(
+        self, setting: Path = _OPTIMIZATION, marker: Path = _OPTIMIZATION_MARKER, *, keep: bool = False
+    ) -> None:
         self._setting = setting
         self._marker = marker
+        self._keep = keep
         self._restore = False
 
     def __enter__(self) -> None:
@@ -150,13 +153,13 @@ class KprobeOptimizationOff:
         self._restore = before == b"1" or (before == b"0" and self._marker.exists())
 
     def __exit__(self, *_: object) -> None:
-        if self._restore:
+        if self._restore and not self._keep:
             self._setting.write_text("1")
             self._marker.unlink(missing_ok=True)
 
 
 def restore_optimization(setting: Path = _OPTIMIZATION, marker: Path = _OPTIMIZATION_MARKER) -> None:
-    """Switch optimization on again if a process was killed while it kept it off."""
+    """Switch optimization on again: nothing needs it off any more, or a process was killed while it kept it off."""
     if marker.exists():
         with KprobeOptimizationOff(setting, marker):
             pass
