@@ -146,7 +146,7 @@ def _load(
                     observed, refused = outcome.observed, outcome.failures
                 else:
                     refused = tuple(
-                        _attach_sites(planned.attachments, programs, directory, progress, chosen.optimize)
+                        _attach_sites(planned.attachments, programs, directory, progress, options.optimize)
                     )
         except LoadError as problem:
             raise verifier_diagnostic(problem) from problem
