@@ -31,10 +31,9 @@ from o2cc.trees.graph import Choice, DecisionGraph, Outcome
 
 OUTCOME = 0
 VECTOR = 1
-SCRATCH = 4
 CONSTANT = 5
-KEPT = (2, 3)
-"""Registers for values that are needed again.  Those from 6 on would be saved and restored by every call, which
+KEPT = (2, 3, 4)
+"""Registers for values, kept while they are needed again.  Those from 6 on would be saved and restored by every call, which
 costs more than the loads that they spare (measured)."""
 
 RARE = 16
@@ -254,7 +253,7 @@ class Writer:
         below = NO_VALUES.union(*(self.needs[child] for child in inner))
         register = self._load(comparison, below, registers)
         if len(inner) == 2:
-            self._load_early(self.surely[node.low] & self.surely[node.high], registers)
+            self._load_early(self.surely[node.low] & self.surely[node.high], registers, register)
         jumps_high = aside == node.high
         threshold, form = comparison.threshold, comparison.form
         if form is Form.REGISTER:
@@ -285,16 +284,21 @@ class Writer:
         if value in registers.values:
             return registers.values[value]
         free = self._free(registers)
-        register = SCRATCH
-        if free and value in below:
-            register = registers.values[value] = free[0]
+        if free:
+            register = free[0]
+        elif comparison.form is not Form.REGISTER:
+            register, registers.constant = CONSTANT, None
+        else:
+            register = registers.values.pop(max(registers.values))
+        if value in below and register in KEPT:
+            registers.values[value] = register
         self._emit_load(value, register)
         return register
 
-    def _load_early(self, values: Values, registers: _Registers) -> None:
-        """Load what both sides of a test need before it: once instead of twice, and sooner."""
+    def _load_early(self, values: Values, registers: _Registers, busy: int) -> None:
+        """Load what both sides of a test need before it: once instead of twice, and sooner; not into `busy`."""
         for value in sorted(values - registers.values.keys()):
-            free = self._free(registers)
+            free = [register for register in self._free(registers) if register != busy]
             if not free:
                 return
             registers.values[value] = free[0]
