@@ -20,6 +20,7 @@ COMMANDS = {
     "explain": LazyCommand(
         "o2cc.cli.explain", "explain", "Say how a site is checked, or why it needs no check."
     ),
+    "stats": LazyCommand("o2cc.cli.stats", "stats", "Show what was compiled, from `o2cc --stats`."),
     "opt": LazyCommand("o2cc.cli.opt", "opt", "Run passes over the intermediate representation."),
     "profile": LazyCommand("o2cc.cli.profile", "profile", "Record objects of a running kernel for training."),
     "train": LazyCommand("o2cc.cli.train", "train", "Train a decision tree from profiles.", "trees"),
