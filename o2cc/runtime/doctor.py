@@ -56,6 +56,7 @@ class Facts:
     target: str | None = None
     target_loaded: bool | None = None
     kcore: bool = True
+    optimization_held: bool = False  # by a loaded policy
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     )
     if facts.optimization is None:
         yield Finding(note, "probe optimization", "not in this kernel: each check costs a breakpoint")
+    elif not facts.optimization and facts.optimization_held:
+        yield Finding(note, "probe optimization", "off while a policy is loaded that only reports")
     elif not facts.optimization:
         yield Finding(
             note,
@@ -311,4 +314,5 @@ def examine() -> Facts:
         missed_counted=version >= (6, 7),
         build_id=running_kernel.kernel_build_id(),
         kcore=os.access("/proc/kcore", os.R_OK),
+        optimization_held=running_kernel.OPTIMIZATION_MARKER.exists(),
     )

@@ -199,7 +199,7 @@ def _enforce(
     try:
         with Enforcer() as enforcer:
             enforcement.create(enforcer, info, needs)
-            with running_kernel.KprobeOptimizationOff():
+            with running_kernel.KprobeOptimizationOff(keep=_others_only_report(info.name)):
                 outcome = enforcement.attach(enforcer, placed, programs, progress)
             gaps = (*outcome.observed, *outcome.failures, *planned.failures)
             if gaps and not options.accept_gaps:
@@ -333,9 +333,9 @@ def unload(name: str, progress: Progress = silent) -> int:
     """
     state.check_name(name)
     directory = state.pins(name)
-    with state.locked(name):
+    with state.locked(name), ExitStack() as after:
         if not _others_only_report(name):
-            running_kernel.restore_optimization()
+            after.callback(running_kernel.restore_optimization)
         was_enforced = enforcement.remove(name)
         if not directory.exists():
             known = name in state.recorded()

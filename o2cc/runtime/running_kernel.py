@@ -11,7 +11,7 @@ from pathlib import Path
 from o2cc.diagnostics import Diagnostic, error
 
 _OPTIMIZATION = Path("/proc/sys/debug/kprobes-optimization")
-_OPTIMIZATION_MARKER = Path("/run/o2c/optimization-is-off")
+OPTIMIZATION_MARKER = Path("/run/o2c/optimization-is-off")
 
 
 def build_id(notes: bytes) -> str:
@@ -137,7 +137,7 @@ class KprobeOptimizationOff:
     """
 
     def __init__(
-        self, setting: Path = _OPTIMIZATION, marker: Path = _OPTIMIZATION_MARKER, *, keep: bool = False
+        self, setting: Path = _OPTIMIZATION, marker: Path = OPTIMIZATION_MARKER, *, keep: bool = False
     ) -> None:
         self._setting = setting
         self._marker = marker
@@ -158,7 +158,7 @@ class KprobeOptimizationOff:
             self._marker.unlink(missing_ok=True)
 
 
-def restore_optimization(setting: Path = _OPTIMIZATION, marker: Path = _OPTIMIZATION_MARKER) -> None:
+def restore_optimization(setting: Path = _OPTIMIZATION, marker: Path = OPTIMIZATION_MARKER) -> None:
     """Switch optimization on again: nothing needs it off any more, or a process was killed while it kept it off."""
     if marker.exists():
         with KprobeOptimizationOff(setting, marker):

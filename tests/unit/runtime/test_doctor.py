@@ -82,6 +82,7 @@ def test_without_the_module_one_reports_and_is_told_how_to_get_it(
     [
         ({"optimization": False}, "switched off"),
         ({"optimization": None}, "not in this kernel"),
+        ({"optimization": False, "optimization_held": True}, "only reports"),
         ({"missed_counted": False}, "not counted"),
         ({"module_signing_enforced": True}, "must be signed"),
         ({"config": None}, "cannot be read"),
