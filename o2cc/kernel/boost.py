@@ -6,7 +6,7 @@ it does so only with those that behave the same there. Its rules, in 6.1: of the
 conditional jumps, calls, direct jumps, loops, groups 2, 3 and 4, group 5 other than an indirect jump, ``bound``,
 far calls, software interrupts, x87 and ``hlt``; of the two-byte ones a fixed table; no address-size or cs prefix;
 nothing longer. Since 6.9 also groups 2, 3, 4 and 5's ``inc`` and ``dec`` (with the reserved encodings left out).
-Lock and repeat prefixes: measured never to be optimized on 6.1 and 6.12.
+Lock and repeat prefixes do not matter (seen to be optimized, ``tests/vm/guest/test_scan_probes.py``).
 """
 
 from enum import IntEnum
@@ -21,7 +21,7 @@ class Boost(IntEnum):
 
 
 _PREFIXES = frozenset({0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3})
-_REFUSED_PREFIXES = frozenset({0x2E, 0x67, 0xF0, 0xF2, 0xF3})
+_REFUSED_PREFIXES = frozenset({0x2E, 0x67})
 _NEVER = frozenset({
     0x62, *range(0x70, 0x80), 0x9A, 0xCC, 0xCD, 0xCE, 0xD6, *range(0xD8, 0xE4), 0xE8, 0xE9, 0xEB, *range(0xF0, 0xF5),
 })  # fmt: skip

@@ -53,8 +53,8 @@ class ProbeContext:
     by_address: Mapping[int, Instruction]
     cache: dict[int, Probe] = field(default_factory=dict)
 
-    def patch_in(self, start: int, end: int) -> tuple[int, str, int] | None:
-        """The first patch site that overlaps ``[start, end)``: (address, kind, length)."""
+    def patch_in(self, start: int, end: int, but: str = "") -> tuple[int, str, int] | None:
+        """The first patch site not of kind ``but`` that overlaps ``[start, end)``: (address, kind, length)."""
         position = max(0, bisect_left(self.sorted_sites, start - 16))
         while position < len(self.sorted_sites) and self.sorted_sites[position] < end:
             address = self.sorted_sites[position]
@@ -62,7 +62,7 @@ class ProbeContext:
             if length == 0:
                 instruction = self.by_address.get(address)
                 length = instruction.length if instruction is not None else JUMP_SIZE
-            if address + length > start and length:
+            if address + length > start and length and kind != but:
                 return address, kind, length
             position += 1
         return None
@@ -201,7 +201,8 @@ def _obstacle(context: ProbeContext, item: Instruction) -> tuple[str | None, int
             return f"`{current.mnemonic}` cannot be displaced", 0
         reach += current.length
         current = context.by_address.get(start + reach)
-    patch = context.patch_in(start, start + reach)
+    # Lock prefixes are reserved only on machines that booted with one processor (``alternatives_smp_module_add``).
+    patch = context.patch_in(start, start + reach, but="lock")
     if patch is not None:
         return f"the kernel rewrites displaced code ({patch[1].replace('_', ' ')})", 0
     return None, reach

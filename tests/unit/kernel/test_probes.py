@@ -27,7 +27,8 @@ def test_no_jump_may_lead_into_the_five_bytes() -> None:
 
 def test_the_displaced_instructions_must_be_movable() -> None:
     assert not site(one("mov [rdi], rsi\ncall g" + TAIL), "store").probe.jump_optimizable
-    assert not site(one("lock add dword ptr [rdi], 1" + TAIL), "read_modify_write").probe.jump_optimizable
+    assert site(one("lock add dword ptr [rdi], 1" + TAIL), "read_modify_write").probe.jump_optimizable
+    assert site(one("rep stosq" + TAIL), "string").probe.jump_optimizable
     assert not site(one("mov [rdi], rsi"), "store").probe.jump_optimizable
 
 
@@ -134,8 +135,9 @@ def test_a_jump_from_the_cold_part_is_a_hazard_that_the_kernel_does_not_see() ->
         ("e800000000", Boost.NEVER),
         ("eb00", Boost.NEVER),
         ("7400", Boost.NEVER),
-        ("f3aa", Boost.NEVER),
-        ("f083c001", Boost.NEVER),
+        ("f3aa", Boost.ALWAYS),
+        ("f083c001", Boost.ALWAYS),
+        ("f0480fb10f", Boost.ALWAYS),
         ("0fb6c0", Boost.ALWAYS),
         ("0f1f00", Boost.ALWAYS),
         ("0fba2f05", Boost.NEVER),
