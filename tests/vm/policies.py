@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies of the victim module, compiled on the host for the kernel that will be booted.
+"""Policies of the victim module and of SCTP, compiled on the host for the kernel that will be booted.
 
 Compiling in the guest works as well and takes half a minute under emulation.  The results lie beside the modules:
 ``<cache>/modules/<release>/policies/<variant>.<layout>.bpf.o``, with the description ``victim.o2k``; what is there
@@ -21,10 +21,13 @@ from o2cc.kernel import store
 from o2cc.kernel.kernels import open_kernel
 from o2cc.kernel.scan import scan_module
 from o2cc.options import CompileOptions
+from o2cc.policy.model import Action
 from scripts.fetch_kernels import Kernel
 from tests.vm.kbuild import PROJECT, modules_dir
 
 POLICY = PROJECT / "tests/kernel/victim/victim.o2c"
+SCTP_POLICY = PROJECT / "examples/sctp.o2c"
+SCTP_OBJECT = "sctp.shape.bpf.o"
 _REPORT = "on violation report"
 VARIANTS: Mapping[str, str] = {
     "report": _REPORT,
@@ -99,6 +102,35 @@ def _inputs(modules: Path) -> Iterator[Path]:
         ("grammar", "*.lark"),
     ):
         yield from (PROJECT / directory).rglob(pattern)
+
+
+def prepare_sctp(kernel: Kernel) -> Path:
+    """Describe the kernel's own sctp module and compile examples/sctp.o2c for it, reporting only; the object."""
+    modules = modules_dir(kernel)
+    directory = _directory(modules)
+    directory.mkdir(exist_ok=True)
+    description, made = directory / "sctp.o2k", directory / SCTP_OBJECT
+    newest = max(path.stat().st_mtime_ns for path in (*_inputs(modules), SCTP_POLICY))
+    if all(path.exists() and path.stat().st_mtime_ns > newest for path in (description, made)):
+        return made
+    image = open_kernel(str(kernel.vmlinuz))
+    store.save(scan_module(_module_file(kernel, "sctp"), image), description)
+    source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), SCTP_POLICY.read_text(encoding="utf-8"))
+    options = Options(layout=Layout.SHAPE, degrade=Action.REPORT)
+    watch = Stopwatch()
+    wanted = CompileOptions(kernel=str(description), layout=Layout.SHAPE)
+    compiled, _ = compile_source(source, wanted, options, watch)
+    write_atomic(made, emit(compiled, options, watch).data)
+    return made
+
+
+def _module_file(kernel: Kernel, name: str) -> Path:
+    return next(path for path in kernel.modules_dir.rglob(f"{name}.ko*"))
+
+
+def guest_sctp_object() -> Path:
+    """In the guest: the SCTP policy's object for the running kernel."""
+    return _directory(Path(os.environ["O2C_MODULES"]) / os.uname().release) / SCTP_OBJECT
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Pa
             not_built.append(str(error))
     try:
         policies.prepare(image)
+        policies.prepare_sctp(image)
     except (DiagnosticError, OSError) as error:
         not_built.append(f"the victim's policies do not compile: {error}")
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real SCTP traffic under the SCTP policy: nothing is reported, and everything arrives.
+
+Placing a probe takes 30 ms under emulation.  So the default run attaches every site that keeps track of memory and
+capabilities, and the stores of the functions that carry data; `--full` attaches all.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from o2cc.bpf.info import SiteInfo
+from o2cc.bpf.info import read as read_info
+from o2cc.runtime import loader, state
+from o2cc.runtime.events import Event
+from o2cc.runtime.loader import LoadOptions
+from o2cc.runtime.monitor import Losses, follow
+from tests.vm.guest import sctp_workload
+from tests.vm.policies import guest_sctp_object
+
+NAME = "sctp"
+HOT = (
+    "sctp_rcv",
+    "sctp_inq_*",
+    "sctp_assoc_bh_rcv",
+    "sctp_outq_*",
+    "sctp_packet_*",
+    "sctp_ulpq_*",
+    "sctp_ulpevent_*",
+)
+HOT += ("sctp_sendmsg*", "sctp_recvmsg", "sctp_chunk_*", "sctp_sf_eat_*", "sctp_wfree", "sctp_poll")
+# Calls, entries and returns of code that this traffic never runs: tracing, dumps, extensions.
+COLD = ("*sctp_probe*", "sctp_diag*", "*_auth_*", "sctp_offload*", "sctp_reconf*", "sctp_process_strreset*")
+COLD += (
+    "sctp_setsockopt*",
+    "sctp_getsockopt*",
+    "sctp_asconf*",
+    "sctp_sf_do_asconf*",
+    "sctp_udp_*",
+    "sctp_exit*",
+)
+
+
+def matches(site: SiteInfo, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(site.function, pattern) for pattern in patterns)
+
+
+def part_of_default_run(site: SiteInfo) -> bool:
+    if site.kind == "store":
+        return matches(site, HOT)
+    return not matches(site, COLD)
+
+
+def reports() -> tuple[list[Event], int]:
+    """What was reported since loading, and how many reports were lost."""
+    found: list[Event] = []
+    lost = 0
+    for item in follow(NAME, seconds=0):
+        if isinstance(item, Losses):
+            lost = item.rate_limited + item.lost
+        else:
+            found.append(item)
+    return found, lost
+
+
+@pytest.fixture(scope="module")
+def confined(request: pytest.FixtureRequest) -> Iterator[state.State]:
+    subprocess.run(["modprobe", "sctp"], check=True)
+    path = guest_sctp_object()
+    everything = request.config.getoption("--full", default=False)
+    wanted = (lambda site: True) if everything else part_of_default_run
+    options = LoadOptions(degrade="report", wanted=wanted)
+    yield loader.load(path.read_bytes(), path=str(path), options=options)
+    if NAME in state.names():
+        loader.unload(NAME)
+
+
+@pytest.mark.timeout(400)
+def test_policy_loads_and_attaches(confined: state.State) -> None:
+    info = read_info(guest_sctp_object().read_bytes())
+    assert confined.attached > 1000
+    assert len(info.sites) > confined.attached
+    assert not confined.failures
+
+
+@pytest.mark.timeout(200)
+def test_traffic_is_not_reported_and_arrives(confined: state.State) -> None:
+    summary = sctp_workload.run()
+    found, lost = reports()
+    assert summary.errors == []
+    assert summary.associations == 12
+    assert [event.sentence() for event in found] == []
+    assert lost == 0
+
+
+@pytest.mark.timeout(200)
+def test_unloading_leaves_working_sctp(confined: state.State) -> None:
+    assert loader.unload(NAME) > 1000
+    assert NAME not in state.names()
+    assert sctp_workload.run().errors == []
