@@ -41,6 +41,7 @@ def lower_entry(lowering: Lowering, function: Function) -> None:
             ),
             action=entry.action,
             span=entry.span,
+            note=f"call of {function.name}" if entry.requires else "",
         )
     if any(isinstance(effect, model.Lends) for effect in entry.effects):
         lowering.add_site(

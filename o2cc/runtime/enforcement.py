@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from o2cc.bpf.info import ObjectInfo
+from o2cc.bpf.info import ObjectInfo, SiteInfo
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir.nodes import SiteKind
 from o2cc.runtime import enforcer as kernel_module
@@ -90,6 +90,18 @@ def require_module(needs: Needs, device: Path = kernel_module.DEVICE) -> None:
         )
 
 
+def action_of(site: SiteInfo, rule: int) -> Action:
+    """What o2c.ko does with the verdict 1 of a site's program, which the program gives only where a rule says so.
+
+    A requirement of a gate can have an action of its own, so that a call's site denies whatever its default is.
+    """
+    if rule in (Action.KILL, Action.PANIC):
+        return Action(rule)
+    if rule == Action.REPORT and site.kind not in (SiteKind.CALL, SiteKind.TAIL_CALL, SiteKind.ENTRY):
+        return Action.REPORT
+    return Action.DENY
+
+
 def place(data: bytes, info: ObjectInfo, attachments: Sequence[Attachment], text: KernelText) -> list[Placed]:
     """The sites with what the object and the kernel's memory say of them."""
     layout = table(info, "sites")
@@ -98,9 +110,7 @@ def place(data: bytes, info: ObjectInfo, attachments: Sequence[Attachment], text
     for attachment in attachments:
         number = attachment.site.number
         row = rows[number] if number < len(rows) else {}
-        action = Action.PANIC if row.get("action") == Action.PANIC else Action.DENY
-        if row.get("action") == Action.KILL:
-            action = Action.KILL
+        action = action_of(attachment.site, row.get("action", Action.DENY))
         code = text.read(attachment.address, MAXIMUM_LENGTH)
         height = row.get("height", _UNKNOWN_HEIGHT)
         found.append(Placed(attachment.site, attachment.address, code, action, height))
@@ -110,8 +120,13 @@ def place(data: bytes, info: ObjectInfo, attachments: Sequence[Attachment], text
 def describe(placed: Placed, program: int) -> tuple[Site, Failure | None]:
     """How o2c.ko is to attach a site, and why it only reports there (None: it denies, or has nothing to deny)."""
     site = placed.site
-    if site.kind == SiteKind.RETURN or site.note.startswith(_RESULT_NOTE):
-        return observed(placed, program), None  # these record what came back and decide nothing
+    records_only = (
+        site.kind == SiteKind.RETURN
+        or site.note.startswith(_RESULT_NOTE)
+        or (site.kind == SiteKind.ENTRY and not site.note)
+    )
+    if records_only or placed.action is Action.REPORT:
+        return observed(placed, program), None
     try:
         return enforced(placed, program), None
     except NotDeniable as problem:

@@ -87,3 +87,24 @@ def test_a_place_that_only_records_a_result_is_no_gap() -> None:
 def test_an_instruction_that_is_not_the_expected_one_is_a_gap() -> None:
     outcome = attach(StandIn(), placed(0, kind="call"))
     assert "not the call that the compiler saw" in outcome.observed[0].reason
+
+
+def test_an_entry_is_a_gap_only_where_it_requires_something() -> None:
+    outcome = attach(StandIn(), placed(0, kind="entry"), placed(1, kind="entry", note="call of f"))
+    assert [(item.site, item.reason) for item in outcome.observed] == [
+        (1, "the entry or return of a function can only be observed")
+    ]
+
+
+def test_a_store_whose_rule_is_report_is_observed_and_no_gap() -> None:
+    given = StandIn()
+    report = Placed(site(0), 0x1000, STORE, enforcement.action_of(site(0), Action.REPORT), 8)
+    assert attach(given, report) == enforcement.Enforced(0, (), ())
+    assert given.sites[0].kind is Kind.OBSERVE
+
+
+def test_a_call_denies_whatever_its_default_is() -> None:
+    call = site(0, kind="call")
+    assert enforcement.action_of(call, Action.REPORT) is Action.DENY
+    assert enforcement.action_of(call, Action.KILL) is Action.KILL
+    assert enforcement.action_of(site(0), Action.PANIC) is Action.PANIC
