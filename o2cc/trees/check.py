@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from o2cc.trees.compile import CompiledTree, Form, compile_tree
-from o2cc.trees.importer import Imported
+from o2cc.trees.importer import Imported, only_used_features
 from o2cc.trees.interpret import Machine
 from o2cc.trees.kernel import Effort, KernelRunError, LoadedTree
 from o2cc.trees.tree import Indices, Words
@@ -123,6 +123,10 @@ def check_tree(
 
     DiagnosticError when the tree cannot be compiled.
     """
+    compile_tree(
+        imported.tree, form=form, budget=budget
+    )  # refuses trees of too many features before any vector
+    imported = only_used_features(imported)
     tree = imported.tree
     compiled = compile_tree(tree, form=form, budget=budget)
     columns = list(compiled.features)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,25 @@ def reference_of(tree: IntegerTree) -> FloatTree:
         np.array([n.source_threshold if isinstance(n, Test) else -2.0 for n in nodes], dtype=np.float64),
         np.array([-1 if isinstance(n, Test) else n.label for n in nodes], dtype=np.int64),
         len(tree.features),
+    )
+
+
+def only_used_features(imported: Imported) -> Imported:
+    """The same trees over the features that they test, in order: vectors need no others."""
+    used = imported.tree.used_features or (0,)
+    if len(used) == len(imported.tree.features):
+        return imported
+    place = {feature: number for number, feature in enumerate(used)}
+    tree = imported.tree
+    nodes = tuple(replace(n, feature=place[n.feature]) if isinstance(n, Test) else n for n in tree.nodes)
+    reference = imported.reference
+    feature = [
+        place[number] if left != -1 else -2
+        for number, left in zip(reference.feature.tolist(), reference.children_left.tolist(), strict=True)
+    ]
+    return Imported(
+        IntegerTree(nodes, tree.classes, tuple(tree.features[f] for f in used), tree.provenance),
+        replace(reference, feature=np.array(feature, dtype=np.int64), n_features=len(used)),
     )
 
 

@@ -71,6 +71,23 @@ def test_check_without_the_kernel_says_so_unless_asked(plain: Path, monkeypatch:
     assert "warning[O2C0716]" in result.output
 
 
+def test_check_of_trees_with_hardly_any_features_used(tmp_path: Path) -> None:
+    wide = {"children_left": [1, -1, -1], "children_right": [2, -1, -1], "feature": [65_000, 0, 0]}
+    wide |= {"threshold": [2.0**63, 0, 0], "value": [0, 1, 2], "n_features": 65_536}
+    leaf = {
+        "children_left": [-1],
+        "children_right": [-1],
+        "feature": [-2],
+        "threshold": [-2],
+        "value": [[[1, 5]]],
+    }
+    for number, document in enumerate((wide, leaf)):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(document))
+        result = run("check", path, "--no-kernel", "--vectors", 3000)
+        assert result.exit_code == 0, result.output
+
+
 def test_import_of_a_pickle(tmp_path: Path) -> None:
     joblib.dump(DecisionTreeClassifier().fit([[0], [5]], ["x", "y"]), tmp_path / "m.joblib")
     refused = run("import", tmp_path / "m.joblib")
