@@ -10,6 +10,8 @@ DEMO_KERNEL := $(notdir $(firstword $(wildcard descriptions/6.1.*)))
 .PHONY: demo test check test-unit test-vm test-full demo-vm tools module clean
 
 $(STAMP): pyproject.toml
+	@python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Python 3.11 or later with its venv module is needed: apt-get install python3-venv" >&2; exit 1; }
 	python3 -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
@@ -28,7 +30,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test-unit: $(STAMP)
+test-unit: $(STAMP) tools
 	$(BIN)/pytest -n 2
 
 test-vm: $(STAMP) tools
@@ -38,7 +40,7 @@ test-vm: $(STAMP) tools
 test-full: $(STAMP) tools
 	$(BIN)/pytest tests/vm -p no:xdist --full --vm-budget 7200
 
-# Packages of Debian 12 that the VM tests use; needs root, says so otherwise.
+# Packages of Debian 12 that the tests use (the assembler, QEMU, ...); needs root, says so otherwise.
 tools:
 	@if [ "$$(id -u)" = 0 ]; then scripts/install-test-tools; \
 	else echo "not root: using the test tools that are installed"; fi
