@@ -321,7 +321,8 @@ def read_btf(data: bytes, path: str, base: Btf | None = None) -> Btf:
         raise failure(BROKEN_BTF, "broken BTF: a section lies outside the data", path)
     types = data[header_size + type_at : header_size + type_at + type_size]
     strings = data[header_size + string_at : header_size + string_at + string_size]
-    if not strings or strings[-1] != 0:
+    # A module without a name of its own has no strings of its own.
+    if (strings and strings[-1] != 0) or (not strings and base is None):
         raise failure(BROKEN_BTF, "broken BTF: the strings do not end", path)
     positions: list[int] = []
     append = positions.append

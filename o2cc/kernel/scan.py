@@ -183,7 +183,7 @@ def _describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descr
         imports=imports,
         exports=exports,
         symbols=symbols,
-        ops_tables=tuple(analysed.ops(_module_objects(elf, btf))),
+        ops_tables=tuple(analysed.ops(module_objects(elf, btf))),
         types=analysed.types(),
         kernel=kernel.facts,
         problems=tuple(dict.fromkeys([*problems, *analysed.builder.problems])),
@@ -386,7 +386,7 @@ def _module_symbols(
     return tuple(sorted(found, key=lambda item: (order[item.section], item.offset, item.name)))
 
 
-def _module_objects(elf: ElfFile, btf: Btf) -> list[DataObject]:
+def module_objects(elf: ElfFile, btf: Btf) -> list[DataObject]:
     found = []
     for symbol in elf.symbols:
         if symbol.type != STT_OBJECT or not _is_kallsyms_symbol(elf, symbol) or symbol.size == 0:

@@ -173,6 +173,15 @@ def test_split_btf_continues_the_kernels() -> None:
     assert place.offset == 8
 
 
+def test_split_btf_without_strings() -> None:
+    base = read_btf(kernel_btf().bytes(), "vmlinux")
+    data = bytearray(BtfWriter(base.end_id, base.end_string).bytes())
+    struct.pack_into("<I", data, 20, 0)
+    found = read_btf(bytes(data[:-1]), "sample", base)
+    assert found.end_id == base.end_id
+    assert codes_of(lambda: read_btf(bytes(data[:-1]), "vmlinux")) == {"O2C0405"}
+
+
 def test_modules_do_not_see_each_others_structs() -> None:
     """The kernel only declares `secret`; one module defines it. What is kept of the kernel must not mix them."""
     base_writer = kernel_btf()
