@@ -139,6 +139,9 @@ static void destroy(struct o2c_compartment *compartment)
 	smp_store_release(&compartment->live, false);
 	o2c_unregister(compartment, 0);
 	kvfree(compartment->sites);
+	if (compartment->heap)
+		o2c_heap_destroy(compartment->heap);
+	compartment->heap = NULL;
 	for (i = 0; i < compartment->program_count; i++)
 		bpf_prog_put(compartment->programs[i]);
 	kvfree(compartment->programs);

@@ -66,6 +66,7 @@ struct o2c_counters {
 };
 
 struct o2c_compartment;
+struct o2c_private_heap;
 
 struct o2c_probe {
 	union {
@@ -86,6 +87,12 @@ struct o2c_probe {
 	unsigned long detour;	/* the copy of the instruction in the optimized probe's buffer, or 0 */
 	unsigned long missed_before;
 	struct o2c_insn insn;
+	struct {
+		u8 op;
+		u8 size;	/* register, or O2C_REG_NONE: the constant */
+		u8 gfp;		/* register */
+		s32 constant;
+	} heap;
 };
 
 struct o2c_compartment {
@@ -108,6 +115,7 @@ struct o2c_compartment {
 	u32 target_count;
 	u32 target_room;
 	struct o2c_counters **rows;	/* by CPU, then by site */
+	struct o2c_private_heap *heap;
 	atomic64_t killed;
 	atomic64_t kills_lost;
 };
@@ -163,6 +171,13 @@ bool o2c_poison(const struct o2c_probe *probe, struct pt_regs *regs);
 bool o2c_poison_pending(const struct pt_regs *regs);
 int o2c_poison_init(void);
 void o2c_poison_exit(void);
+
+/* heap.c */
+int o2c_heap_create(struct o2c_compartment *compartment, struct o2c_heap *request);
+void o2c_heap_destroy(struct o2c_private_heap *heap);
+void o2c_heap_stats(const struct o2c_private_heap *heap, struct o2c_heap_stats *stats);
+bool o2c_heap_redirect(const struct o2c_probe *probe, struct pt_regs *regs);
+void o2c_heap_exit(void);
 
 /* kill.c */
 void o2c_kill(struct o2c_compartment *compartment, bool from_int3);

@@ -130,6 +130,29 @@ static long info(struct o2c_compartment *compartment, void __user *argument)
 	return copy_to_user(argument, &answer, sizeof(answer)) ? -EFAULT : 0;
 }
 
+static long heap(struct o2c_compartment *compartment, void __user *argument)
+{
+	struct o2c_heap request;
+	long ret;
+
+	if (copy_from_user(&request, argument, sizeof(request)))
+		return -EFAULT;
+	ret = o2c_heap_create(compartment, &request);
+	if (!ret && copy_to_user(argument, &request, sizeof(request)))
+		return -EFAULT;
+	return ret;
+}
+
+static long heap_stats(struct o2c_compartment *compartment, void __user *argument)
+{
+	struct o2c_heap_stats answer;
+
+	if (!compartment->heap)
+		return -ENODATA;
+	o2c_heap_stats(compartment->heap, &answer);
+	return copy_to_user(argument, &answer, sizeof(answer)) ? -EFAULT : 0;
+}
+
 static long on_compartment(struct o2c_compartment *compartment, unsigned int request, void __user *argument)
 {
 	long ret;
@@ -160,6 +183,12 @@ static long on_compartment(struct o2c_compartment *compartment, unsigned int req
 		break;
 	case O2C_IOC_DETACH:
 		ret = o2c_compartment_detach(compartment);
+		break;
+	case O2C_IOC_HEAP:
+		ret = heap(compartment, argument);
+		break;
+	case O2C_IOC_HEAP_STATS:
+		ret = heap_stats(compartment, argument);
 		break;
 	default:
 		ret = -ENOTTY;
@@ -232,6 +261,7 @@ static void __exit o2c_exit(void)
 	misc_deregister(&device);
 	o2c_poison_exit();
 	o2c_kill_exit();
+	o2c_heap_exit();
 }
 
 module_init(o2c_init);

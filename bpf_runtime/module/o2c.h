@@ -38,6 +38,19 @@ enum o2c_kind {
 	O2C_KIND_ENTRY,		/* function entry: the verdict is not acted upon */
 	O2C_KIND_RETURN,	/* function return: the verdict is not acted upon */
 	O2C_KIND_OBSERVE,	/* any instruction: the verdict is not acted upon */
+	O2C_KIND_HEAP,		/* direct call or tail jump to an allocation function: goes to the private heap */
+};
+
+/*
+ * What the function at a O2C_KIND_HEAP site does; in o2c_site.size. No program runs there (program is ~0). `base` is
+ * the register that holds the size, or O2C_REG_NONE: it is `displacement`; `index` is the register with the GFP flags.
+ */
+enum o2c_heap_op {
+	O2C_HEAP_ALLOC = 1,		/* kmalloc and its kin */
+	O2C_HEAP_ALLOC_CACHE,		/* base: the register with the cache, whose objects' size it is */
+	O2C_HEAP_FREE_CACHE,		/* kmem_cache_free(cache, object in rsi) */
+	O2C_HEAP_REALLOC,		/* krealloc(object in rdi, ...) */
+	O2C_HEAP_DUPLICATE,		/* kmemdup(source in rdi, ...) */
 };
 
 enum o2c_action {
@@ -76,6 +89,7 @@ enum o2c_reason {
 	O2C_REASON_PROBE,		/* kprobes refused the address */
 	O2C_REASON_FTRACE,		/* an ftrace location can only be observed */
 	O2C_REASON_LIMIT,
+	O2C_REASON_HEAP,		/* no private heap was asked for, or an unknown operation */
 };
 
 /* Hardware numbers: rax rcx rdx rbx rsp rbp rsi rdi r8 ... r15 */
@@ -201,6 +215,26 @@ struct o2c_info {
 	__u64 reserved[2];
 };
 
+/*
+ * A private heap, before the first O2C_KIND_HEAP site. `shadow` is the id of an array map of one element, a byte for each
+ * page frame, that a program of the compartment uses; those of the heap's slabs are set to `owner`. The caches are named o2c-<generation>-<size>; somebody must write a
+ * huge number to /sys/kernel/slab/<name>/min_partial of each before commit, else SLUB gives empty slabs back.
+ */
+struct o2c_heap {
+	__u32 shadow;
+	__u32 owner;		/* 1 to 255 */
+	__u64 limit;		/* bytes in slabs */
+	__u32 generation;	/* out */
+	__u32 reserved;
+};
+
+struct o2c_heap_stats {
+	__u64 bytes;		/* in slabs that are marked */
+	__u64 allocations;	/* from the heap, since commit */
+	__u64 failures;		/* the limit was reached, or memory ran out */
+	__u64 passed;		/* too large or with unusual flags: left to the kernel's own allocator */
+};
+
 #define O2C_IOC_MAGIC		0xc2
 #define O2C_IOC_VERSION		_IOR(O2C_IOC_MAGIC, 0, struct o2c_version)
 #define O2C_IOC_CREATE		_IOW(O2C_IOC_MAGIC, 1, struct o2c_create)
@@ -211,5 +245,7 @@ struct o2c_info {
 #define O2C_IOC_STATS		_IOWR(O2C_IOC_MAGIC, 6, struct o2c_stats)
 #define O2C_IOC_INFO		_IOR(O2C_IOC_MAGIC, 7, struct o2c_info)
 #define O2C_IOC_DETACH		_IO(O2C_IOC_MAGIC, 8)
+#define O2C_IOC_HEAP		_IOWR(O2C_IOC_MAGIC, 9, struct o2c_heap)
+#define O2C_IOC_HEAP_STATS	_IOR(O2C_IOC_MAGIC, 10, struct o2c_heap_stats)
 
 #endif /* O2C_H */

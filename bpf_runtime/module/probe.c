@@ -107,6 +107,10 @@ int o2c_pre_handler(struct kprobe *kp, struct pt_regs *regs)
 	}
 	if (unlikely(o2c_poison_pending(regs)))
 		goto out;	/* another compartment's probe here has denied it */
+	if (probe->kind == O2C_KIND_HEAP) {
+		skipped = o2c_heap_redirect(probe, regs);
+		goto out;
+	}
 	verdict = run_program(probe, regs);
 	if (verdict == O2C_DENY)
 		skipped = carry_out(probe, regs, counters, from_int3);

@@ -40,6 +40,8 @@ static bool kind_fits(u8 kind, const struct o2c_insn *insn)
 		return insn->form == O2C_FORM_CALL && !insn->indirect;
 	case O2C_KIND_TAIL_JUMP:
 		return insn->form == O2C_FORM_JUMP && !insn->indirect;
+	case O2C_KIND_HEAP:
+		return (insn->form == O2C_FORM_CALL || insn->form == O2C_FORM_JUMP) && !insn->indirect;
 	}
 	return false;
 }
@@ -48,6 +50,8 @@ static bool operand_fits(const struct o2c_site *site, const struct o2c_insn *ins
 {
 	if (site->length != insn->length)
 		return false;
+	if (site->kind == O2C_KIND_HEAP)
+		return true;	/* these members say where the function's arguments are */
 	if (insn->form == O2C_FORM_CALL || insn->form == O2C_FORM_JUMP)
 		return site->base == O2C_REG_NONE && site->index == O2C_REG_NONE && !site->size &&
 		       !site->scale && !site->displacement;
@@ -59,7 +63,7 @@ static bool operand_fits(const struct o2c_site *site, const struct o2c_insn *ins
 static int check_request(const struct o2c_compartment *compartment, const struct o2c_site *site, u32 *reason)
 {
 	*reason = O2C_REASON_RESERVED;
-	if (site->reserved || site->kind < O2C_KIND_STORE || site->kind > O2C_KIND_OBSERVE ||
+	if (site->reserved || site->kind < O2C_KIND_STORE || site->kind > O2C_KIND_HEAP ||
 	    site->action > O2C_ACTION_PANIC || site->flags & ~(O2C_SITE_STRICT | O2C_SITE_TAIL))
 		return -EINVAL;
 	if (is_observed(site->kind) ? site->length || site->action != O2C_ACTION_REPORT
@@ -68,8 +72,16 @@ static int check_request(const struct o2c_compartment *compartment, const struct
 	*reason = O2C_REASON_TAIL;
 	if (site->kind == O2C_KIND_IJUMP && denies(site) && !(site->flags & O2C_SITE_TAIL))
 		return -EOPNOTSUPP;
+	*reason = O2C_REASON_HEAP;
+	if (site->kind == O2C_KIND_HEAP &&
+	    (!compartment->heap || site->size < O2C_HEAP_ALLOC || site->size > O2C_HEAP_DUPLICATE ||
+	     site->program != ~0U || site->action != O2C_ACTION_REPORT || site->scale || site->index >= 16 ||
+	     (site->base >= 16 && site->base != O2C_REG_NONE) ||
+	     (site->base == O2C_REG_NONE && site->displacement < 0) ||
+	     (site->base == O2C_REG_NONE && site->size == O2C_HEAP_ALLOC_CACHE)))
+		return -EINVAL;
 	*reason = O2C_REASON_PROGRAM;
-	if (site->program >= compartment->program_count)
+	if (site->kind != O2C_KIND_HEAP && site->program >= compartment->program_count)
 		return -ENOENT;
 	*reason = O2C_REASON_LIMIT;
 	if (compartment->site_count >= O2C_MAX_SITES)
@@ -222,7 +234,14 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 	if (ret)
 		goto fail;
 	probe->compartment = compartment;
-	probe->program = compartment->programs[site->program];
+	if (site->kind == O2C_KIND_HEAP) {
+		probe->heap.op = site->size;
+		probe->heap.size = site->base;
+		probe->heap.gfp = site->index;
+		probe->heap.constant = site->displacement;
+	} else {
+		probe->program = compartment->programs[site->program];
+	}
 	probe->address = site->address;
 	probe->cookie = site->cookie;
 	probe->deny_result = site->deny_result;

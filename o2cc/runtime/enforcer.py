@@ -23,6 +23,7 @@ ABI_VERSION = 1
 DEVICE = Path("/dev/o2c")
 NO_REGISTER = 0xFF
 RIP = 16
+NO_PROGRAM = 0xFFFFFFFF
 
 _NAME_LENGTH = 32
 _MODULE_LENGTH = 64
@@ -46,6 +47,21 @@ class Kind(enum.IntEnum):
     ENTRY = 8
     RETURN = 9
     OBSERVE = 10
+    HEAP = 11
+
+
+class HeapOperation(enum.IntEnum):
+    """What the function at a HEAP site does (`Site.size`).
+
+    `Site.base` is the register with the size, or NO_REGISTER: the size is `Site.displacement`; `Site.index` is the
+    register with the GFP flags. No program runs there: `Site.program` is NO_PROGRAM, the action REPORT.
+    """
+
+    ALLOC = 1
+    ALLOC_CACHE = 2
+    FREE_CACHE = 3
+    REALLOC = 4
+    DUPLICATE = 5
 
 
 class Action(enum.IntEnum):
@@ -97,6 +113,7 @@ class Reason(enum.IntEnum):
     PROBE = 11
     FTRACE = 12
     LIMIT = 13
+    HEAP = 14
 
 
 _REASON_TEXTS = {
@@ -114,6 +131,7 @@ _REASON_TEXTS = {
     Reason.PROBE: "kprobes refused the address",
     Reason.FTRACE: "the address is a function's ftrace entry, which can only be observed",
     Reason.LIMIT: "a limit was reached or memory ran out",
+    Reason.HEAP: "the compartment has no private heap, or the operation is unknown",
 }
 
 
@@ -187,6 +205,16 @@ class SiteStats:
     mode: Mode
     state: State
     action: Action
+
+
+@dataclass(frozen=True)
+class HeapStats:
+    """A private heap: bytes in its slabs, allocations, failed ones (limit or memory), those left to the kernel."""
+
+    bytes: int
+    allocations: int
+    failures: int
+    passed: int
 
 
 @dataclass(frozen=True)
@@ -333,6 +361,25 @@ class _Info(ctypes.Structure):
     )
 
 
+class _Heap(ctypes.Structure):
+    _fields_ = (
+        ("shadow", ctypes.c_uint32),
+        ("owner", ctypes.c_uint32),
+        ("limit", ctypes.c_uint64),
+        ("generation", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
+    )
+
+
+class _HeapStats(ctypes.Structure):
+    _fields_ = (
+        ("bytes", ctypes.c_uint64),
+        ("allocations", ctypes.c_uint64),
+        ("failures", ctypes.c_uint64),
+        ("passed", ctypes.c_uint64),
+    )
+
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _WRITE = 1
 _READ = 2
@@ -352,6 +399,11 @@ _IOC_COMMIT = _request(0, 5, 0)
 _IOC_STATS = _request(_READ | _WRITE, 6, ctypes.sizeof(_Stats))
 _IOC_INFO = _request(_READ, 7, ctypes.sizeof(_Info))
 _IOC_DETACH = _request(0, 8, 0)
+_IOC_HEAP = _request(_READ | _WRITE, 9, ctypes.sizeof(_Heap))
+_IOC_HEAP_STATS = _request(_READ, 10, ctypes.sizeof(_HeapStats))
+
+_SLAB = Path("/sys/kernel/slab")
+_ANY_NUMBER_OF_SLABS = 1 << 40
 
 _CREATE_KEEP = 1
 _CREATE_STRICT = 2
@@ -443,6 +495,33 @@ class Enforcer:
             request.path = ctypes.addressof(path)
             self._call("program", _IOC_PROGRAM, request)
         return int(request.index)
+
+    def heap(self, shadow: int, owner: int, limit: int) -> str:
+        """Give the compartment a private heap of at most `limit` bytes; returns the prefix of its caches' names.
+
+        `shadow` is the id of an array map of one value, a byte for each page frame, that a program of the compartment
+        uses (ENOENT: none does); its bytes become `owner` (1 to 255). The caches are told to keep empty slabs, so that
+        the shadow stays exact (EOPNOTSUPP: this kernel has no such setting).
+        """
+        request = _Heap(shadow=shadow, owner=owner, limit=limit)
+        self._call("heap", _IOC_HEAP, request)
+        prefix = f"o2c-{request.generation}-"
+        settings = [cache / "min_partial" for cache in _SLAB.glob(f"{prefix}*")]
+        try:
+            for setting in settings:
+                setting.write_text(str(_ANY_NUMBER_OF_SLABS))
+            kept = settings and all(int(setting.read_text()) == _ANY_NUMBER_OF_SLABS for setting in settings)
+        except OSError:
+            kept = False
+        if not kept:
+            raise EnforcerError("heap", errno.EOPNOTSUPP)
+        return prefix
+
+    def heap_stats(self) -> HeapStats:
+        """Counters of the private heap. ENODATA: there is none."""
+        answer = _HeapStats()
+        self._call("heap", _IOC_HEAP_STATS, answer)
+        return HeapStats(answer.bytes, answer.allocations, answer.failures, answer.passed)
 
     def attach(self, sites: Sequence[Site]) -> list[Attached]:
         """Attach all sites or, when one is refused, none of the same batch (4096 sites) and raise."""

@@ -36,6 +36,9 @@ struct form_registers {
 extern const struct form_entry form_table_start[], form_table_end[];
 extern char form_target[];
 void form_run_one(struct form_registers *registers, unsigned long function);
+long form_allocate(void __user *argument);
+int form_allocate_init(void);
+void form_allocate_exit(void);
 
 u8 form_buffer[FORM_BUFFER] __aligned(64);
 atomic64_t form_calls = ATOMIC64_INIT(0);
@@ -279,6 +282,8 @@ static long forms_ioctl(struct file *file, unsigned int request, unsigned long a
 		return run((void __user *)argument);
 	case FORM_IOC_HAMMER:
 		return hammer((void __user *)argument);
+	case FORM_IOC_ALLOC:
+		return form_allocate((void __user *)argument);
 	}
 	return -ENOTTY;
 }
@@ -297,12 +302,20 @@ static struct miscdevice device = {
 
 static int __init forms_init(void)
 {
-	return misc_register(&device);
+	int ret = form_allocate_init();
+
+	if (ret)
+		return ret;
+	ret = misc_register(&device);
+	if (ret)
+		form_allocate_exit();
+	return ret;
 }
 
 static void __exit forms_exit(void)
 {
 	misc_deregister(&device);
+	form_allocate_exit();
 }
 
 module_init(forms_init);

@@ -42,6 +42,25 @@ struct form_hammer {
 	__u64 wrong;		/* out: runs with another register than r11 changed, or that did not go on */
 };
 
+/* form_alloc.operation; those before FORM_KFREE are functions with one call or tail jump to an allocation function */
+enum form_operation {
+	FORM_KMALLOC, FORM_KMALLOC_TAIL, FORM_KMALLOC_CONSTANT, FORM_CACHE_ALLOC, FORM_CACHE_FREE, FORM_KREALLOC, FORM_KMEMDUP,
+	FORM_KFREE, FORM_KERNEL_KMALLOC, FORM_CHURN,
+};
+
+struct form_alloc {
+	__u32 operation;
+	__u32 reserved;
+	__u64 size;
+	__u64 pointer;		/* in: object; for churn: how often */
+	__u64 result;
+	__u64 frame;		/* out: page frame of the result */
+	__u64 function;		/* out */
+	__u8 code[128];		/* out: of the function */
+	__u8 data[64];		/* in: written to the object before; out: read from the result */
+};
+
+#define FORM_IOC_ALLOC	_IOWR('F', 3, struct form_alloc)
 #define FORM_IOC_INFO	_IOWR('F', 0, struct form_info)
 #define FORM_IOC_RUN	_IOWR('F', 1, struct form_run)
 #define FORM_IOC_HAMMER	_IOWR('F', 2, struct form_hammer)

@@ -13,6 +13,7 @@ import os
 import struct
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +32,8 @@ DIRECTION_FLAG = 0x400
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYS_BPF = 321
-_BPF_MAP_CREATE, _BPF_MAP_UPDATE_ELEM, _BPF_PROG_LOAD, _BPF_OBJ_PIN = 0, 2, 5, 6
+_BPF_MAP_CREATE, _BPF_MAP_LOOKUP_ELEM, _BPF_MAP_UPDATE_ELEM, _BPF_PROG_LOAD, _BPF_OBJ_PIN = 0, 1, 2, 5, 6
+_BPF_OBJ_GET_INFO_BY_FD = 15
 _BPF_MAP_TYPE_ARRAY = 2
 _BPF_PROG_TYPE_KPROBE, _BPF_PROG_TYPE_SOCKET_FILTER = 2, 1
 _HELPER_MAP_LOOKUP, _HELPER_GET_ATTACH_COOKIE = 1, 174
@@ -128,6 +130,49 @@ class Verdicts:
             _BPF_MAP_UPDATE_ELEM,
             struct.pack("<IIQQQ", self.map, 0, ctypes.addressof(key), ctypes.addressof(value), 0),
         )
+
+    def close(self) -> None:
+        os.close(self.program)
+        os.close(self.map)
+
+
+class Shadow:
+    """An owner shadow (a byte for each page frame of the first 8 GiB) and a program that uses it."""
+
+    FRAMES = 2 << 20
+
+    def __init__(self) -> None:
+        self.map = _bpf(_BPF_MAP_CREATE, struct.pack("<IIII", _BPF_MAP_TYPE_ARRAY, 4, self.FRAMES, 1))
+        self.program = load_program(
+            _instruction(0x18, 1, 2, 0, self.map)  # r1 = address of the map's value
+            + _instruction(0)
+            + _instruction(0x71, 0, 1)  # r0 = *(u8 *)r1
+            + _instruction(0xB7, 0)
+            + _instruction(0x95)
+        )
+        info = ctypes.create_string_buffer(80)
+        _bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", self.map, len(info), ctypes.addressof(info)))
+        self.id = struct.unpack_from("<II", info)[1]
+
+    def _read(self) -> bytes:
+        key = ctypes.create_string_buffer(4)
+        value = ctypes.create_string_buffer(self.FRAMES)
+        _bpf(
+            _BPF_MAP_LOOKUP_ELEM,
+            struct.pack("<IIQQQ", self.map, 0, ctypes.addressof(key), ctypes.addressof(value), 0),
+        )
+        return value.raw
+
+    def owner(self, frame: int) -> int:
+        return self._read()[frame]
+
+    def owners(self, frames: Iterable[int]) -> set[int]:
+        shadow = self._read()
+        return {shadow[frame] for frame in frames}
+
+    def owned(self) -> int:
+        """How many frames have an owner."""
+        return self.FRAMES - self._read().count(0)
 
     def close(self) -> None:
         os.close(self.program)
@@ -295,6 +340,9 @@ class Forms:
 
     def close(self) -> None:
         os.close(self.descriptor)
+
+    def ioctl(self, number: int, argument: ctypes.Structure) -> None:
+        _ioctl(self.descriptor, number, argument)
 
     def run(
         self,

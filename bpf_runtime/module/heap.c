@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A private heap: allocation calls of the compartment's code go to caches of its own, and the pages of their slabs carry
+ * the compartment's number in the owner shadow.
+ *
+ * The shadow is exact: a slab is marked before its first object is handed out, and slabs are never given back while the
+ * compartment is loaded (their caches keep any number of empty ones, see struct o2c_heap). The caches are not merged with
+ * others, as they have a usercopy region. Objects may be freed by anybody with kfree(), which looks the cache up; for
+ * kmem_cache_free() by the compartment's code there is a redirection, since it would name another cache.
+ *
+ * Handlers do not allocate: they only prepare the arguments, and the call goes to a function here, which runs in the
+ * context of the caller.
+ */
+#include <linux/bpf.h>
+#include <linux/kfence.h>
+#include <linux/mm.h>
+#include <linux/rcupdate.h>
+#include <linux/slab.h>
+#include <linux/string.h>
+#include <linux/workqueue.h>
+#include <linux/delay.h>
+#include <asm/text-patching.h>
+
+#include "internal.h"
+
+#define UNUSUAL_GFP (__GFP_DMA | __GFP_DMA32 | __GFP_HIGHMEM)
+
+static const unsigned int sizes[] = { 8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192 };
+
+struct o2c_private_heap {
+	struct list_head list;		/* of those that still have objects after unloading */
+	struct kmem_cache *caches[ARRAY_SIZE(sizes)];
+	char names[ARRAY_SIZE(sizes)][32];
+	struct bpf_map *map;
+	u8 *shadow;
+	u64 frames;
+	u64 limit;
+	u8 owner;
+	atomic_t inside;		/* calls that are in here */
+	atomic64_t bytes;
+	atomic64_t allocations;
+	atomic64_t failures;
+	atomic64_t passed;
+};
+
+static LIST_HEAD(leftover);
+static DEFINE_MUTEX(leftover_lock);
+static void retry_leftover(struct work_struct *work);
+static DECLARE_DELAYED_WORK(leftover_work, retry_leftover);
+static atomic_t generations = ATOMIC_INIT(0);
+
+/* Marks the slab of `object`. Returns false when that would go over the limit or cannot be recorded. */
+static bool mark(struct o2c_private_heap *heap, void *object)
+{
+	u64 own = page_to_pfn(virt_to_page(object));
+	struct page *head = virt_to_head_page(object);
+	u64 first = page_to_pfn(head);
+	u64 i, count = 1UL << compound_order(head);
+
+	if (own >= heap->frames || first + count > heap->frames)
+		return false;
+	if (READ_ONCE(heap->shadow[own]) == heap->owner)
+		return true;
+	if (atomic64_add_return(count << PAGE_SHIFT, &heap->bytes) > heap->limit) {
+		atomic64_sub(count << PAGE_SHIFT, &heap->bytes);
+		return false;
+	}
+	/* of two that come here for one slab, one counts it */
+	if (cmpxchg(&heap->shadow[first], 0, heap->owner) != 0)
+		atomic64_sub(count << PAGE_SHIFT, &heap->bytes);
+	for (i = 0; i < count; i++)
+		WRITE_ONCE(heap->shadow[first + i], heap->owner);
+	return true;
+}
+
+static void *allocate(struct o2c_private_heap *heap, size_t size, gfp_t gfp)
+{
+	unsigned int class = 0;
+	void *object;
+
+	if (!size)
+		return ZERO_SIZE_PTR;
+	while (sizes[class] < size)
+		class++;
+	object = kmem_cache_alloc(heap->caches[class], gfp);
+	if (object && !is_kfence_address(object) && mark(heap, object)) {
+		atomic64_inc(&heap->allocations);
+		return object;
+	}
+	if (object)
+		kmem_cache_free(heap->caches[class], object);
+	atomic64_inc(&heap->failures);
+	return NULL;
+}
+
+static void *heap_allocate(size_t size, gfp_t gfp, struct o2c_private_heap *heap)
+{
+	void *object = allocate(heap, size, gfp);
+
+	atomic_dec(&heap->inside);
+	return object;
+}
+
+static void *heap_reallocate(void *old, size_t size, gfp_t gfp, struct o2c_private_heap *heap)
+{
+	void *object;
+
+	object = allocate(heap, size, gfp);
+	if (object && !ZERO_OR_NULL_PTR(old)) {
+		if (size)
+			memcpy(object, old, min(size, ksize(old)));
+		kfree(old);
+	}
+	atomic_dec(&heap->inside);
+	return object;
+}
+
+static void *heap_duplicate(const void *source, size_t size, gfp_t gfp, struct o2c_private_heap *heap)
+{
+	void *object = allocate(heap, size, gfp);
+
+	if (object && size)
+		memcpy(object, source, size);
+	atomic_dec(&heap->inside);
+	return object;
+}
+
+static void heap_free(void *object, struct o2c_private_heap *heap)
+{
+	kfree(object);
+	atomic_dec(&heap->inside);
+}
+
+/* At a breakpoint on a call or tail jump; returns false when the kernel's own function is to run. */
+bool o2c_heap_redirect(const struct o2c_probe *probe, struct pt_regs *regs)
+{
+	struct o2c_private_heap *heap = probe->compartment->heap;
+	unsigned long size = 0, gfp = 0, function;
+
+	if (probe->heap.op != O2C_HEAP_FREE_CACHE) {
+		gfp = *o2c_register(regs, probe->heap.gfp);
+		size = probe->heap.size == O2C_REG_NONE ? probe->heap.constant
+							: *o2c_register(regs, probe->heap.size);
+		if (probe->heap.op == O2C_HEAP_ALLOC_CACHE)
+			size = kmem_cache_size((struct kmem_cache *)size);
+		if (size > sizes[ARRAY_SIZE(sizes) - 1] || gfp & (__force unsigned long)UNUSUAL_GFP) {
+			atomic64_inc(&heap->passed);
+			return false;
+		}
+	}
+	switch (probe->heap.op) {
+	case O2C_HEAP_FREE_CACHE:
+		regs->di = regs->si;
+		regs->si = (unsigned long)heap;
+		function = (unsigned long)heap_free;
+		break;
+	case O2C_HEAP_REALLOC:
+		regs->si = size;
+		regs->dx = gfp;
+		regs->cx = (unsigned long)heap;
+		function = (unsigned long)heap_reallocate;
+		break;
+	case O2C_HEAP_DUPLICATE:
+		regs->si = size;
+		regs->dx = gfp;
+		regs->cx = (unsigned long)heap;
+		function = (unsigned long)heap_duplicate;
+		break;
+	default:
+		regs->di = size;
+		regs->si = gfp;
+		regs->dx = (unsigned long)heap;
+		function = (unsigned long)heap_allocate;
+		break;
+	}
+	atomic_inc(&heap->inside);
+	if (probe->insn.form == O2C_FORM_CALL)
+		int3_emulate_push(regs, (unsigned long)probe->kp.addr + probe->insn.length);
+	int3_emulate_jmp(regs, function);
+	return true;
+}
+NOKPROBE_SYMBOL(o2c_heap_redirect);
+
+static void put_caches(struct o2c_private_heap *heap)
+{
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(sizes); i++)
+		kmem_cache_destroy(heap->caches[i]);
+	kfree(heap);
+}
+
+/* The shadow must be a map that a program of the compartment uses: nobody else has a say in what it allows. */
+static struct bpf_map *find_map(const struct o2c_compartment *compartment, u32 id)
+{
+	struct bpf_map *found = NULL;
+	u32 i, n;
+
+	for (i = 0; i < compartment->program_count && !found; i++) {
+		struct bpf_prog_aux *aux = compartment->programs[i]->aux;
+
+		mutex_lock(&aux->used_maps_mutex);
+		for (n = 0; n < aux->used_map_cnt && !found; n++)
+			if (aux->used_maps[n]->id == id)
+				found = aux->used_maps[n];
+		if (found)
+			bpf_map_inc(found);
+		mutex_unlock(&aux->used_maps_mutex);
+	}
+	return found;
+}
+
+static int attach_shadow(struct o2c_private_heap *heap, const struct o2c_compartment *compartment, u32 id)
+{
+	struct bpf_map *map = find_map(compartment, id);
+	u64 address;
+	int ret = -EINVAL;
+
+	if (!map)
+		return -ENOENT;
+	if (map->map_type == BPF_MAP_TYPE_ARRAY && map->max_entries == 1 && map->ops->map_direct_value_addr)
+		ret = map->ops->map_direct_value_addr(map, &address, 0);
+	if (ret) {
+		bpf_map_put(map);
+		return ret;
+	}
+	heap->map = map;
+	heap->shadow = (u8 *)address;
+	heap->frames = map->value_size;
+	return 0;
+}
+
+int o2c_heap_create(struct o2c_compartment *compartment, struct o2c_heap *request)
+{
+	struct o2c_private_heap *heap;
+	unsigned int i;
+	int ret;
+
+	if (compartment->heap || compartment->live)
+		return -EBUSY;
+	if (request->reserved || request->generation || !request->owner || request->owner > 255 || !request->limit ||
+	    request->limit > S64_MAX)
+		return -EINVAL;
+	heap = kzalloc(sizeof(*heap), GFP_KERNEL);
+	if (!heap)
+		return -ENOMEM;
+	heap->owner = request->owner;
+	heap->limit = request->limit;
+	ret = attach_shadow(heap, compartment, request->shadow);
+	if (ret)
+		goto fail;
+	request->generation = atomic_inc_return(&generations);
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		/* alignment as kmalloc() gives it; copies to and from user space are allowed for the whole object */
+		snprintf(heap->names[i], sizeof(heap->names[i]), "o2c-%u-%u", request->generation, sizes[i]);
+		heap->caches[i] = kmem_cache_create_usercopy(heap->names[i], sizes[i],
+							     min_t(unsigned int, sizes[i] & -sizes[i], PAGE_SIZE),
+							     SLAB_SKIP_KFENCE, 0, sizes[i], NULL);
+		if (!heap->caches[i]) {
+			ret = -ENOMEM;
+			goto fail;
+		}
+	}
+	compartment->heap = heap;
+	return 0;
+fail:
+	if (heap->map)
+		bpf_map_put(heap->map);
+	put_caches(heap);
+	return ret;
+}
+
+/* True when no object is left: a cache says so by having no slab after shrinking. */
+static bool is_empty(struct o2c_private_heap *heap)
+{
+	bool empty = true;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(sizes); i++)
+		empty &= !kmem_cache_shrink(heap->caches[i]);
+	return empty;
+}
+
+static void retry_leftover(struct work_struct *work)
+{
+	struct o2c_private_heap *heap, *next;
+
+	mutex_lock(&leftover_lock);
+	list_for_each_entry_safe(heap, next, &leftover, list) {
+		if (!is_empty(heap))
+			continue;
+		list_del(&heap->list);
+		put_caches(heap);
+		module_put(THIS_MODULE);
+	}
+	if (!list_empty(&leftover))
+		schedule_delayed_work(&leftover_work, HZ);
+	mutex_unlock(&leftover_lock);
+}
+
+/* After the compartment's sites are gone. Objects that still live keep their caches, and o2c.ko, until they are freed. */
+void o2c_heap_destroy(struct o2c_private_heap *heap)
+{
+	u64 i;
+
+	while (atomic_read(&heap->inside))
+		msleep(1);
+	for (i = 0; i < heap->frames; i++) {
+		if (heap->shadow[i] == heap->owner)
+			WRITE_ONCE(heap->shadow[i], 0);
+		if (!(i & 0xfffff))
+			cond_resched();
+	}
+	bpf_map_put(heap->map);
+	heap->shadow = NULL;
+	rcu_barrier();	/* objects on their way through kfree_rcu() */
+	if (is_empty(heap)) {
+		put_caches(heap);
+		return;
+	}
+	__module_get(THIS_MODULE);
+	mutex_lock(&leftover_lock);
+	list_add_tail(&heap->list, &leftover);
+	mutex_unlock(&leftover_lock);
+	schedule_delayed_work(&leftover_work, HZ);
+}
+
+void o2c_heap_stats(const struct o2c_private_heap *heap, struct o2c_heap_stats *stats)
+{
+	stats->bytes = atomic64_read(&heap->bytes);
+	stats->allocations = atomic64_read(&heap->allocations);
+	stats->failures = atomic64_read(&heap->failures);
+	stats->passed = atomic64_read(&heap->passed);
+}
+
+void o2c_heap_exit(void)
+{
+	cancel_delayed_work_sync(&leftover_work);
+	/* a task may have been preempted between its last count and the return from here */
+	synchronize_rcu_tasks();
+}
