@@ -107,20 +107,6 @@ def estimated_instructions(tree: IntegerTree) -> int:
     return compile_tree(tree).instruction_count + READ_COST * reads + (CLASSES_COST if lowered.tables else 0)
 
 
-def unknown_or_class(threshold: float, *, held_out: bool = False) -> Callable[[Leaf], int]:
-    """An outcome for policies: 1 + the class where the leaf is sure enough, else 0.
-
-    `threshold` is held against the leaf's confidence, or with `held_out` against the lower bound of its
-    precision on samples not trained on (a leaf without one is never sure).
-    """
-
-    def outcome(leaf: Leaf) -> int:
-        sure = leaf.bound if held_out else leaf.confidence
-        return leaf.label + 1 if sure is not None and sure >= threshold else 0
-
-    return outcome
-
-
 def _tree_function(
     graph: DecisionGraph, features: tuple[Feature, ...], name: str, root: int, parts: Mapping[int, str]
 ) -> ir.Function:

@@ -19,7 +19,7 @@ from o2cc.ir.parser import parse_module
 from o2cc.ir.printer import print_module
 from o2cc.ir.verifier import require_valid
 from o2cc.trees.features import LAYOUT_FIELDS, Layout, Objects, WordClass, extract
-from o2cc.trees.lower import lower_tree, unknown_or_class
+from o2cc.trees.lower import lower_tree
 from o2cc.trees.tree import Feature, FeatureKind, IntegerTree, Leaf, Test
 
 ADDRESS = 0xFF11_0000_0000_1000
@@ -168,7 +168,7 @@ def test_a_chain_that_would_nest_too_deep_is_refused() -> None:
         lower_tree(build(9000, 4000, 4, 3, chain=True).tree)
 
 
-def test_unsure_leaves_are_unknown() -> None:
+def test_a_policy_says_what_a_leaf_answers() -> None:
     nodes = (
         Test(0, 7, 1, 2, 7.5),
         Leaf(1, 0.999, 0.9),
@@ -177,12 +177,14 @@ def test_unsure_leaves_are_unknown() -> None:
         Leaf(0, 1.0, None),
     )
     tree = IntegerTree(nodes, ("a", "b"), (Feature(FeatureKind.WORD, 0),))
-    by_confidence = interpreter(tree, outcome=unknown_or_class(0.99))
-    by_bound = interpreter(tree, outcome=unknown_or_class(0.9, held_out=True))
-    for word, confident, bounded in ((3, 2, 2), (8, 0, 0), (20, 1, 0)):
-        for run, expected in ((by_confidence, confident), (by_bound, bounded)):
-            put(run, [word])
-            assert run.run_function("tree", ADDRESS, 8, 0).value == expected
+
+    def sure(leaf: Leaf) -> int:
+        return leaf.label + 1 if leaf.confidence >= 0.99 else 0
+
+    run = interpreter(tree, outcome=sure)
+    for word, expected in ((3, 2), (8, 0), (20, 1)):
+        put(run, [word])
+        assert run.run_function("tree", ADDRESS, 8, 0).value == expected
 
 
 def test_every_class_has_a_number_of_its_own_block() -> None:
