@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from o2cc import lower as lowering
 from o2cc.bpf.emit import ObjectFile, emit_object
+from o2cc.bpf.info import OpsTargetsInfo
 from o2cc.bpf.layout import Layout
 from o2cc.diagnostics import Diagnostic, SourceFile
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Description
 from o2cc.lower.context import Unchecked
 from o2cc.lower.lower import LIBRARY, lower
+from o2cc.lower.targets import OpsTables
 from o2cc.passes.manager import Observer, Pass, PassContext, run_pipeline
 from o2cc.passes.registry import default_pipeline
 from o2cc.policy.checker import check
@@ -77,6 +79,7 @@ class Compiled:
     sources: Mapping[str, str]
     warnings: tuple[Diagnostic, ...]
     total_sites: int
+    ops_targets: tuple[OpsTables, ...]
 
 
 def library_sources() -> dict[str, SourceFile]:
@@ -143,6 +146,7 @@ def compile_module(
         sources,
         (*warnings, *lowered.warnings),
         len(lowered.module.sites) + len(lowered.module.discharged) + len(lowered.unchecked),
+        lowered.ops_targets,
     )
 
 
@@ -196,7 +200,18 @@ def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
     """The object.  Raises DiagnosticError."""
     module = replace(compiled.module, identity=(*compiled.module.identity, *_needs(compiled.policy, options)))
     with watch.stage("object"):
-        return emit_object(module, layout=options.layout, sources=compiled.sources)
+        return emit_object(
+            module,
+            layout=options.layout,
+            sources=compiled.sources,
+            ops_targets=[_ops_targets(compiled, ops) for ops in compiled.ops_targets],
+        )
+
+
+def _ops_targets(compiled: Compiled, ops: OpsTables) -> OpsTargetsInfo:
+    text = compiled.sources.get(ops.span.source, "")
+    line = SourceFile(ops.span.source, text).position(ops.span.start)[0]
+    return OpsTargetsInfo(ops.struct, ops.modules, ops.excluded, ops.scopes, ops.span.source, line)
 
 
 def _needs(policy: CheckedPolicy, options: Options) -> tuple[tuple[str, str], ...]:

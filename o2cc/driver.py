@@ -40,14 +40,6 @@ from o2cc.syntax import nodes as syntax
 _WITHOUT_MODULE = frozenset({"report", "kill"})
 
 
-def user_descriptions() -> Path:
-    """Where descriptions that a user made are looked for: ``RELEASE/TARGET.o2k`` below it."""
-    base = os.environ.get("O2C_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "o2c"
-    )
-    return Path(base) / "descriptions"
-
-
 def find_description(target: str, kernel: str | None, policy: SourceFile) -> Description:
     """The description that ``--kernel`` means.
 
@@ -58,7 +50,7 @@ def find_description(target: str, kernel: str | None, policy: SourceFile) -> Des
         return store.load(kernel)
     releases = [kernel] if kernel is not None else [os.uname().release]
     for release in releases:
-        own = user_descriptions() / release / f"{target}.o2k"
+        own = store.user_descriptions() / release / f"{target}.o2k"
         if own.is_file():
             return store.load(own)
         bundled = store.bundled(target, release)

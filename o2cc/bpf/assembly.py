@@ -269,7 +269,12 @@ class Assembler:
 
     # --- the whole ----------------------------------------------------------------------------------------
 
-    def write(self, sites: Sequence[info.SiteInfo], hooks: Sequence[info.HookInfo]) -> bytes:
+    def write(
+        self,
+        sites: Sequence[info.SiteInfo],
+        hooks: Sequence[info.HookInfo],
+        ops_targets: Sequence[info.OpsTargetsInfo] = (),
+    ) -> bytes:
         """The object."""
         if self._kernel_symbols:
             entries = [(self._btf.variable(name, 0, Linkage.EXTERN), 0, 0) for name in self._kernel_symbols]
@@ -289,6 +294,7 @@ class Assembler:
                 sites=tuple(sites),
                 hooks=tuple(hooks),
                 discharged=dict(sorted(discharged.items())),
+                ops_targets=tuple(ops_targets),
             )
         )
         self._elf.add_section(info.SECTION, content, alignment=1, type_=SectionType.STRTAB)

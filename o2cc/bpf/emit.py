@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from o2cc.bpf.assembly import Assembler
 from o2cc.bpf.compiler import MachineCode, compile_text, data_layout
-from o2cc.bpf.info import HookInfo
+from o2cc.bpf.info import HookInfo, OpsTargetsInfo
 from o2cc.bpf.layout import Layout, table_layout
 from o2cc.bpf.limits import check_stacks
 from o2cc.bpf.llvm_context import BodyError, Scope, SiteTable, Spans, SymbolKind
@@ -52,12 +52,19 @@ class ObjectFile:
     statistics: Statistics
 
 
-def emit_object(module: nodes.Module, *, layout: Layout, sources: Mapping[str, str]) -> ObjectFile:
-    """Compiles a module.  ``sources`` gives the text of every source that a span names.
+def emit_object(
+    module: nodes.Module,
+    *,
+    layout: Layout,
+    sources: Mapping[str, str],
+    ops_targets: Sequence[OpsTargetsInfo] = (),
+) -> ObjectFile:
+    """Compiles a module.  ``sources`` gives the text of every source that a span names, ``ops_targets`` what the loader
+    must look up in other modules.
 
     Raises DiagnosticError: O2C0600 to O2C0607.
     """
-    return _emit(module, layout, sources)
+    return _emit(module, layout, sources, ops_targets)
 
 
 def emit_test_object(module: nodes.Module, *, sources: Mapping[str, str]) -> ObjectFile:
@@ -67,11 +74,16 @@ def emit_test_object(module: nodes.Module, *, sources: Mapping[str, str]) -> Obj
     those of `emit_object`.  Hooks are left out, except those of kind `syscall`.
     """
     hooks = tuple(hook for hook in module.hooks if hook.kind is nodes.HookKind.SYSCALL)
-    return _emit(replace(module, hooks=hooks), Layout.SITE, sources, as_test=True)
+    return _emit(replace(module, hooks=hooks), Layout.SITE, sources, (), as_test=True)
 
 
 def _emit(
-    module: nodes.Module, layout: Layout, sources: Mapping[str, str], *, as_test: bool = False
+    module: nodes.Module,
+    layout: Layout,
+    sources: Mapping[str, str],
+    ops_targets: Sequence[OpsTargetsInfo],
+    *,
+    as_test: bool = False,
 ) -> ObjectFile:
     _check_module(module)
     by_check = _sites_by_check(module)
@@ -98,7 +110,7 @@ def _emit(
     programs += [hook_program(hook, machine[SymbolKind.HOOK + hook.name], lines) for hook in module.hooks]
     hooks = [HookInfo(hook.name, hook.kind.value, hook.target, hook.name) for hook in module.hooks]
     assembler.add_programs(programs)
-    content = assembler.write(sites, hooks)
+    content = assembler.write(sites, hooks, ops_targets)
     sizes = tuple(assembler.program_sizes)
     return ObjectFile(
         content,

@@ -21,7 +21,7 @@ from elftools.elf.elffile import ELFFile
 from o2cc.diagnostics import DiagnosticError, error
 
 SECTION = ".o2c.info"
-FORMAT = 1
+FORMAT = 2
 _LEVEL = 9
 _MAXIMUM = 256 << 20  # bytes of JSON that a reader accepts
 
@@ -81,6 +81,20 @@ class HookInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class OpsTargetsInfo:
+    """Functions that may be called through pointers and stand in tables of ``struct`` in loaded modules that match
+    ``modules`` (globs), but for ``excluded``.  ``scopes``: the word that the map ``call_targets`` holds for each.
+    ``file`` and ``line`` are the policy's."""
+
+    struct: str
+    modules: tuple[str, ...]
+    excluded: tuple[str, ...]
+    scopes: int
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """Everything that is in the section."""
 
@@ -92,6 +106,7 @@ class ObjectInfo:
     sites: tuple[SiteInfo, ...]
     hooks: tuple[HookInfo, ...]
     discharged: dict[str, int]
+    ops_targets: tuple[OpsTargetsInfo, ...] = ()
 
 
 def encode(info: ObjectInfo) -> bytes:
@@ -106,6 +121,7 @@ def encode(info: ObjectInfo) -> bytes:
         "sites": _columns(SiteInfo, info.sites),
         "hooks": [asdict(item) for item in info.hooks],
         "discharged": info.discharged,
+        "ops_targets": [asdict(item) for item in info.ops_targets],
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(text.encode())
@@ -150,6 +166,12 @@ def decode(content: bytes, path: str = "") -> ObjectInfo:
             sites=tuple(SiteInfo(*row) for row in rows),
             hooks=tuple(HookInfo(**item) for item in document["hooks"]),
             discharged={str(k): int(v) for k, v in document["discharged"].items()},
+            ops_targets=tuple(
+                OpsTargetsInfo(
+                    **{**item, "modules": tuple(item["modules"]), "excluded": tuple(item["excluded"])}
+                )
+                for item in document["ops_targets"]
+            ),
         )
     except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise DiagnosticError(

@@ -70,7 +70,12 @@ def load(
         data = _object(reporter, policy, kernel, Layout(layout), degrade, progress)
         if reporter.has_errors:
             return
-        options = LoadOptions(wanted=matcher(only), degrade=degrade, accept_gaps=accept_gaps)
+        options = LoadOptions(
+            wanted=matcher(only),
+            degrade=degrade,
+            accept_gaps=accept_gaps,
+            warn=lambda diagnostic: reporter.extend((diagnostic,)),
+        )
         loaded = loader.load(data, path=policy, options=options, progress=progress)
     if json_form:
         click.echo(json.dumps(asdict(loaded), indent=1))

@@ -11,7 +11,7 @@ from o2cc.files import read_bytes, write_atomic
 from o2cc.kernel import codec
 from o2cc.kernel.description import Description
 from o2cc.kernel.elf import read_elf
-from o2cc.kernel.kernels import read_module
+from o2cc.kernel.kernels import cache_directory, read_module
 from o2cc.resources import resource_directory
 
 _SIZE_LIMIT = 256 << 20
@@ -47,6 +47,11 @@ def read_build_identity(path: str | Path) -> BuildIdentity:
     info = elf.module_info()
     release = info.get("vermagic", "").partition(" ")[0]
     return BuildIdentity(release, elf.build_id, info.get("srcversion", ""))
+
+
+def user_descriptions() -> Path:
+    """Where descriptions that a user made are looked for: ``RELEASE/TARGET.o2k`` below it."""
+    return cache_directory() / "descriptions"
 
 
 def bundled(target: str, release: str | None = None) -> list[Path]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
@@ -14,15 +13,8 @@ from o2cc.lower.context import Lowering
 from o2cc.lower.expressions import Expressions, Place
 from o2cc.lower.places import emit_layout, symbol_address
 from o2cc.lower.rules import Instance, emit_instances
+from o2cc.lower.targets import KernelTarget
 from o2cc.policy import model
-
-
-@dataclass(frozen=True)
-class KernelTarget:
-    """A function outside the compartment that code of these scope classes may call through a pointer."""
-
-    function: str
-    scopes: int
 
 
 def is_slab(lowering: Lowering) -> ir.Function:

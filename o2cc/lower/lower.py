@@ -30,6 +30,7 @@ from o2cc.lower.rules import (
     number_types,
 )
 from o2cc.lower.stores import lower_stores
+from o2cc.lower.targets import OpsTables, kernel_targets, ops_targets, own_targets
 from o2cc.policy.model import CheckedPolicy, PernetGrant
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ _SITE_COLUMNS = (("scopes", 8), ("height", 2), ("saved", 1), ("bp_slot", 1), ("a
 
 @dataclass(frozen=True)
 class Lowered:
-    """A module, what cannot be checked at all, and what the engineer should know."""
+    """A module, what cannot be checked at all, what the engineer should know, and which modules' tables the loader
+    must look up."""
 
     module: ir.Module
     unchecked: tuple[Unchecked, ...]
     warnings: tuple[Diagnostic, ...]
+    ops_targets: tuple[OpsTables, ...]
 
 
 def lower(
@@ -61,7 +64,8 @@ def lower(
     """The module of a policy for one target.  ``library`` has the library's texts by stem; ``tree`` is that of the
     policy's audition.
 
-    Raises DiagnosticError (O2C0510: the description lacks a fact; O2C0511: a limit is exceeded).
+    Raises DiagnosticError (O2C0510: the description lacks a fact; O2C0511: a limit is exceeded; O2C0512: call targets
+    that nothing can list).
     """
     types = number_types(policy, description)
     scopes = classify_functions(policy)
@@ -76,40 +80,16 @@ def lower(
     return _assemble(lowering, library, tree)
 
 
-def _indirect_targets(lowering: Lowering) -> tuple[generated.KernelTarget, ...]:
-    """Kernel functions that may be called through a pointer, by name."""
-    policy, own = lowering.policy, lowering.description.function_by_name
-    masks: dict[str, int] = {}
-    rules = [(("icall", -1), policy.indirect)]
-    rules += [(("icall", index), targets) for index, targets in enumerate(policy.scoped_indirect)]
-    for rule, targets in rules:
-        mask = lowering.scopes.mask_of_rule(rule, targets.scope)
-        for name in targets.functions:
-            if name not in own:
-                masks[name] = masks.get(name, 0) | mask
-    return tuple(generated.KernelTarget(name, mask) for name, mask in sorted(masks.items()))
-
-
-def _own_targets(lowering: Lowering) -> tuple[str, ...]:
-    """Own functions that may be called through a pointer, from anywhere in the compartment."""
-    policy = lowering.policy
-    named = {entry.function for entry in policy.entries}
-    for targets in (policy.indirect, *policy.scoped_indirect):
-        named |= set(targets.functions)
-        if targets.own:
-            named |= {f.name for f in lowering.description.functions if f.address_taken or f.exported}
-    return tuple(sorted(named - set(policy.indirect.excluded)))
-
-
 def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerTree | None) -> Lowered:
     policy, description = lowering.policy, lowering.description
     named = instances(policy, description, lowering.types, lowering.scopes)
-    kernel_targets = _indirect_targets(lowering)
+    outside = kernel_targets(lowering)
+    tables_of_modules = ops_targets(lowering)
     returns, return_probes = return_table(description)
-    targets, target_probes = target_table(description, _own_targets(lowering))
+    targets, target_probes = target_table(description, own_targets(lowering))
     grants = grant_table(policy, lowering.types, lowering.scopes)
     caches = cache_table(lowering.types)
-    resolve, lost = generated.resolve_symbols(lowering, named, kernel_targets)
+    resolve, lost = generated.resolve_symbols(lowering, named, outside)
     judges, judge_tables, judge_constants = audition_parts(lowering, tree)
     constants = merged(
         judge_constants,
@@ -125,7 +105,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
             "const(GRANTS)": len(grants.rows),
             "const(CACHES)": len(caches.rows),
             "const(INSTANCES)": len(named),
-            "const(KERNEL_TARGETS)": len(kernel_targets),
+            "const(KERNEL_TARGETS)": len(outside),
             "const(KERNEL_CALLBACKS)": len(policy.kernel_callbacks),
         },
     )
@@ -144,8 +124,8 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         ir.Table(
             "kernel_targets",
             (("address", 8), ("scopes", 8)),
-            tuple((0, t.scopes) for t in kernel_targets),
-            max(1, len(kernel_targets)),
+            tuple((0, t.scopes) for t in outside),
+            max(1, len(outside)),
             writable=True,
         ),
     )
@@ -173,7 +153,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         hooks=tuple(h for part in parts for h in part.hooks),
         discharged=tuple(lowering.discharged),
     )
-    return Lowered(module, tuple(lowering.unchecked), _warnings(lowering, lost))
+    return Lowered(module, tuple(lowering.unchecked), _warnings(lowering, lost), tables_of_modules)
 
 
 def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ...]:

@@ -7,7 +7,7 @@ names any place of the code and 0 names none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
@@ -108,15 +108,15 @@ def return_table(description: Description) -> tuple[ir.Table, int]:
     return hash_table("returns", rows, (("flat", 4), ("height", 2), ("saved", 1), ("bp_slot", 1)))
 
 
-def target_table(description: Description, names: Iterable[str]) -> tuple[ir.Table, int]:
-    """Flat start of each of the compartment's functions in ``names``."""
+def target_table(description: Description, scopes: Mapping[str, int]) -> tuple[ir.Table, int]:
+    """Flat start of each of the compartment's functions in ``scopes``, with the scope classes that may call it."""
     starts = flat_starts(description)
     rows: dict[int, tuple[int, ...]] = {}
-    for name in names:
+    for name, mask in scopes.items():
         function = description.function_by_name.get(name)
         if function is not None and function.section in starts:
-            rows[starts[function.section] + function.offset + 1] = ()
-    return hash_table("targets", rows, (("flat", 4),))
+            rows[starts[function.section] + function.offset + 1] = (mask,)
+    return hash_table("targets", rows, (("flat", 4), ("scopes", 8)))
 
 
 def layout_table(description: Description) -> ir.Table:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
-from o2cc.diagnostics import DiagnosticError, error
+from o2cc.diagnostics import Diagnostic, DiagnosticError, error
 from o2cc.runtime import enforcement, kernel_calls, running_kernel, state
 from o2cc.runtime.enforcer import Enforcer, EnforcerError
 from o2cc.runtime.kernel_text import KernelText
@@ -43,12 +43,13 @@ class LoadOptions:
     turn the probes of a policy that only reports into jumps.  A soft interrupt inside such a probe then finds a BPF
     program active and its own probes are skipped (kernel/trace/bpf_trace.c trace_call_bpf, 6.1): what it allocates is
     not tracked, and proper use is reported.  Without it probe optimization is off in the whole kernel while such a
-    policy is loaded."""
+    policy is loaded.  ``warn`` is told what the engineer should know."""
 
     wanted: Callable[[SiteInfo], bool] = lambda site: True
     degrade: str | None = None
     accept_gaps: bool = False
     optimize: bool = False
+    warn: Callable[[Diagnostic], None] = lambda diagnostic: None
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -89,7 +90,8 @@ def load(
     """Load an object and pin it under the compartment's name; with o2c.ko where it says deny or more.
 
     Raises DiagnosticError: another kernel (O2C0810, O2C0811), loaded already (O2C0804), somebody is at it (O2C0806),
-    refused by the verifier (O2C0820), a hook that cannot be attached (O2C0821), no right or no bpffs (O2C0805),
+    refused by the verifier (O2C0820), a hook that cannot be attached (O2C0821), call targets that nothing tells
+    (O2C0822, O2C0823), no right or no bpffs (O2C0805),
     o2c.ko missing or refusing (O2C0830, O2C0831), places that cannot be denied (O2C0832), what nothing enforces yet
     (O2C0833), nothing to attach (O2C0834).
     """
@@ -134,6 +136,7 @@ def _load(
                 progress("verify", 0, len(programs_wanted))
                 loaded.load(lambda name: name in programs_wanted)
                 progress("verify", len(programs_wanted), len(programs_wanted))
+                _fill_call_targets(info, loaded, options)
                 for name, descriptor in loaded.maps().items():
                     kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
                 programs = loaded.programs()
@@ -215,6 +218,13 @@ def _enforce(
     except EnforcerError as problem:
         raise enforcement.refused(problem) from None
     return outcome
+
+
+def _fill_call_targets(info: ObjectInfo, loaded: BpfObject, options: LoadOptions) -> None:
+    if info.ops_targets:
+        from o2cc.runtime import call_targets  # late: few policies need the descriptions of other modules
+
+        call_targets.fill(info, loaded.maps(), options.warn)
 
 
 def _nothing_attached(name: str, failures: Sequence[state.Failure]) -> DiagnosticError:

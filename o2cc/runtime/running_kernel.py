@@ -48,6 +48,11 @@ def module_loaded(name: str) -> bool:
     return Path(f"/sys/module/{name.replace('-', '_')}/initstate").exists()
 
 
+def loaded_modules() -> tuple[str, ...]:
+    """Names of the modules that are loaded, sorted."""
+    return tuple(sorted(path.parent.name for path in Path("/sys/module").glob("*/initstate")))
+
+
 def mismatches(identity: Mapping[str, str]) -> tuple[Diagnostic, ...]:
     """Why an object with this identity is not for the running kernel (O2C0810, O2C0811); empty when it is."""
     found: list[Diagnostic] = []
@@ -127,6 +132,24 @@ def read_modules_symbols(names: Iterable[str]) -> dict[str, int]:
             if parts[2] in wanted:
                 found.setdefault(parts[2], int(parts[0], 16))
     return found
+
+
+def functions_of(module: str, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Addresses of functions of a loaded module, or of those of the kernel that it refers to, by name.
+
+    Where several functions of the module share a name, all of them.  Addresses need root.
+    """
+    wanted = set(names)
+    own: dict[str, list[int]] = {}
+    others: dict[str, list[int]] = {}
+    tag = f"[{module}]"
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            parts = line.split()
+            if parts[2] in wanted and parts[1] in "tTwW" and int(parts[0], 16):
+                place = own if parts[-1] == tag else others
+                place.setdefault(parts[2], []).append(int(parts[0], 16))
+    return {name: tuple(own.get(name) or others.get(name) or ()) for name in wanted}
 
 
 class KprobeOptimizationOff:
