@@ -173,7 +173,7 @@ def test_a_second_load_is_refused(victim: Victim) -> None:
         assert names_of(events()[0]) == (("store", "store_word"),)
 
 
-@pytest.mark.parametrize("delay", [0.4, 1.0, 2.0])
+@pytest.mark.parametrize("delay", [1.5, *(pytest.param(n / 3, marks=pytest.mark.full) for n in range(1, 16))])
 def test_a_killed_loader_leaves_what_the_next_one_cleans(victim: Victim, delay: float) -> None:
     before = footprint()
     process = subprocess.Popen(
@@ -231,7 +231,7 @@ def test_an_object_for_another_kernel_is_refused() -> None:
     assert here in diagnostic.message
 
 
-@pytest.mark.parametrize("variant", ["report", "deny"])
+@pytest.mark.parametrize("variant", ["report", pytest.param("deny", marks=pytest.mark.full)])
 def test_bpftool_loads_the_site_layout(variant: str, victim: Victim) -> None:
     bpftool = shutil.which("bpftool", path="/usr/sbin:/usr/bin:/sbin:/bin")
     assert bpftool is not None, "bpftool is missing: scripts/install-test-tools installs it"

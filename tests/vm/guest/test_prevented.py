@@ -79,8 +79,11 @@ def test_deny_without_the_module_reports_when_asked_for_by_name(victim: Victim) 
 
 @pytest.fixture(
     scope="module",
-    params=[("deny", Layout.SHAPE), ("strict", Layout.SHAPE), ("deny", Layout.SITE)],
-    ids=["optimized", "strict", "site-layout"],
+    params=[
+        pytest.param(("deny", Layout.SHAPE), id="optimized"),
+        pytest.param(("strict", Layout.SHAPE), id="strict"),
+        pytest.param(("deny", Layout.SITE), id="site-layout", marks=pytest.mark.full),
+    ],
 )
 def policy(request: pytest.FixtureRequest, victim: Victim) -> Iterator[tuple[str, state.State]]:
     load_module("o2c")
@@ -180,7 +183,9 @@ def test_phases_are_enforced(victim: Victim) -> None:
         assert names_of(events()[0]) == (("store", "store_word"),)
 
 
-@pytest.mark.parametrize("delay", [0.2, 0.7, 1.2, 1.7, 2.5])
+@pytest.mark.parametrize(
+    "delay", [0.7, 2.5, *(pytest.param(n / 5, marks=pytest.mark.full) for n in range(1, 51))]
+)
 def test_a_killed_loader_leaves_everything_or_nothing(victim: Victim, delay: float) -> None:
     load_module("o2c")
     before = footprint()
