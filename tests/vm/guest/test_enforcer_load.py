@@ -47,8 +47,16 @@ def verdicts() -> Iterator[Verdicts]:
     program.close()
 
 
-def deny_all(enforcer: Enforcer, verdicts: Verdicts, listed: list[Form], name: str, **options: bool) -> None:
-    enforcer.create(name, **options)
+def deny_all(
+    enforcer: Enforcer,
+    verdicts: Verdicts,
+    listed: list[Form],
+    name: str,
+    *,
+    strict: bool = False,
+    keep: bool = False,
+) -> None:
+    enforcer.create(name, strict=strict, keep=keep)
     program = enforcer.program(verdicts.program)
     enforcer.attach([form.site(program) for form in listed])
     for form in listed:
