@@ -61,16 +61,22 @@ _INITIAL = (
 )
 
 
-def scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None = None) -> Description:
+def scan_builtin(
+    kernel: Kernel, patterns: Sequence[str], name: str | None = None, structs: Sequence[str] = ()
+) -> Description:
     """Describe the functions of ``kernel`` whose names match one of ``patterns`` (as file names in a shell do).
+    ``structs``: further structs that its policy names.
 
-    Raises DiagnosticError: O2C0420 for a pattern that no function matches, and what reading the kernel raises.
+    Raises DiagnosticError: O2C0420 for a pattern that no function matches, O2C0210 for a struct that is not there,
+    and what reading the kernel raises.
     """
     with without_collection():
-        return _scan_builtin(kernel, patterns, name)
+        return _scan_builtin(kernel, patterns, name, structs)
 
 
-def _scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None) -> Description:
+def _scan_builtin(
+    kernel: Kernel, patterns: Sequence[str], name: str | None, structs: Sequence[str]
+) -> Description:
     symbols = kernel.symbols
     elf = kernel.elf
     path = str(kernel.path)
@@ -88,6 +94,7 @@ def _scan_builtin(kernel: Kernel, patterns: Sequence[str], name: str | None) -> 
     analysed = analyse(prepare(layout, patches), kernel.btf, True, (), kernel.release, None, ())
     imports = _imports(analysed.functions)
     analysed.add_imports(imports)
+    analysed.add_structs(structs)
     names = {
         address: kernel_name_at(symbols, address)
         for address in {link.address or 0 for link in links.values()}

@@ -89,6 +89,13 @@ def _bounded_zlib(data: bytes, path: str) -> bytes:
 
 
 def _zstd(data: bytes, path: str) -> bytes:
+    # The kernel's build appends the unpacked size; with it the result needs no second copy.
+    size = int.from_bytes(data[-4:], "little")
+    if size <= SIZE_LIMIT:
+        try:
+            return zstandard.ZstdDecompressor(max_window_size=1 << 30).decompress(data, max_output_size=size)
+        except zstandard.ZstdError:
+            pass  # what is appended is no size, or nothing is
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 30).decompressobj()
     pieces: list[bytes] = []
     size = 0

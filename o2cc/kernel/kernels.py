@@ -29,6 +29,20 @@ MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _VERSION = re.compile(rb"Linux version ([0-9][^ \0]{0,80}) ")
 
 
+# Ten strings in a row that every `kallsyms_token_table` has.
+_TABLE_MARK = b"".join(b"%d\0" % digit for digit in range(10))
+
+
+@dataclass(frozen=True)
+class KernelParts:
+    """What is kept of a kernel: release, build id, the bytes of its BTF (empty: none), its symbols."""
+
+    release: str
+    build_id: str
+    btf: bytes
+    symbols: KernelSymbols
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel image and, if known, the directory of its modules (``.../lib/modules/RELEASE``)."""
@@ -39,41 +53,54 @@ class Kernel:
     @cached_property
     def image(self) -> bytes:
         """The kernel's ELF file. Raises DiagnosticError O2C0901, O2C0403 or O2C0404."""
+        return self._unpack()
+
+    @cached_property
+    def parts(self) -> KernelParts:
+        """What a scan of a module needs; unlike the whole image it is small enough to be kept."""
+        elf = self.elf if "image" in self.__dict__ else read_elf(self._unpack(), str(self.path))
+        found = [elf.section_by_name.get(name) for name in (".rodata", ".BTF")]
+        rodata, btf = (elf.content(section) if section is not None else b"" for section in found)
+        banner = _VERSION.search(rodata) or _VERSION.search(elf.data)
+        release = banner.group(1).decode("ascii", "replace") if banner is not None else ""
+        build_id = elf.build_id
+        # The tables are read-only data in every version; a kernel that keeps them elsewhere is searched whole.
+        tables = rodata if rodata.find(_TABLE_MARK) >= 0 else elf.data
+        del elf  # a third of all memory of a scan, and not needed for the rest
+        return KernelParts(release, build_id, btf, read_kallsyms(tables, str(self.path)))
+
+    def _unpack(self) -> bytes:
         return kernel_image(read_bytes(self.path), str(self.path))
 
     def prefetch(self) -> None:
         """Start to unpack the kernel in the background; whoever asks for it waits for that."""
-        if "image" not in self.__dict__:
+        if "parts" not in self.__dict__:
             threading.Thread(target=self._unpack_quietly, daemon=True).start()
 
     def _unpack_quietly(self) -> None:
         # What goes wrong is raised again to the one who asks.
         with suppress(DiagnosticError):
-            _ = self.image
+            _ = self.parts
 
     @cached_property
     def elf(self) -> ElfFile:
         return read_elf(self.image, str(self.path))
 
-    @cached_property
+    @property
     def release(self) -> str:
         """The release in the kernel's own version banner; empty if it has none."""
-        section = self.elf.section_by_name.get(".rodata")
-        area = self.elf.content(section) if section is not None else self.image
-        found = _VERSION.search(area) or _VERSION.search(self.image)
-        return found.group(1).decode("ascii", "replace") if found is not None else ""
+        return self.parts.release
 
     @cached_property
     def btf(self) -> Btf:
         """The kernel's BTF. Raises DiagnosticError O2C0405 if there is none or it is broken."""
-        section = self.elf.section_by_name.get(".BTF")
-        if section is None:
+        if not self.parts.btf:
             raise failure(BROKEN_BTF, "this kernel has no BTF", str(self.path))
-        return read_btf(self.elf.content(section), str(self.path))
+        return read_btf(self.parts.btf, str(self.path))
 
-    @cached_property
+    @property
     def symbols(self) -> KernelSymbols:
-        return read_kallsyms(self.image, str(self.path))
+        return self.parts.symbols
 
     @cached_property
     def facts(self) -> KernelFacts:
@@ -82,7 +109,7 @@ class Kernel:
 
     @property
     def build_id(self) -> str:
-        return self.elf.build_id
+        return self.parts.build_id
 
     def find_module(self, name: str) -> Path:
         """The file of a module by name (``-`` and ``_`` alike). Raises DiagnosticError O2C0421."""

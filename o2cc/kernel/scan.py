@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from o2cc.diagnostics import DiagnosticError
+from o2cc.diagnostics import DiagnosticError, error
 from o2cc.kernel import btf as kinds
 from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.collection import without_collection
@@ -103,23 +103,27 @@ def taken_addresses(layout: Layout, units: Sequence[Unit]) -> tuple[set[int], se
     return taken, entered
 
 
-def scan_module(path: str | Path, kernel: Kernel) -> Description:
-    """Describe a module (``.ko``, also packed) of ``kernel``.
+def scan_module(path: str | Path, kernel: Kernel, structs: Sequence[str] = ()) -> Description:
+    """Describe a module (``.ko``, also packed) of ``kernel``. ``structs``: further structs that its policy names.
 
     Raises DiagnosticError: the codes of `o2cc.kernel.errors` for files that cannot be read, O2C0422 for a module
-    that belongs to another release.
+    that belongs to another release, O2C0210 for a struct that is not there.
     """
     path = Path(path)
-    return describe_module(read_module(path), str(path), module_name(path), kernel)
+    return describe_module(read_module(path), str(path), module_name(path), kernel, structs)
 
 
-def describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Description:
+def describe_module(
+    data: bytes, path: str, name: str, kernel: Kernel, structs: Sequence[str] = ()
+) -> Description:
     """Describe a module whose (unpacked) bytes are ``data``; ``path`` is for messages only."""
     with without_collection():
-        return _describe_module(data, path, name, kernel)
+        return _describe_module(data, path, name, kernel, structs)
 
 
-def _describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Description:
+def _describe_module(
+    data: bytes, path: str, name: str, kernel: Kernel, structs: Sequence[str]
+) -> Description:
     elf = read_elf(data, path)
     if not elf.relocatable:
         raise failure(NOT_ELF, "not a kernel module: the file is not relocatable", path)
@@ -161,6 +165,7 @@ def _describe_module(data: bytes, path: str, name: str, kernel: Kernel) -> Descr
         _module_last(layout),
         _dependency_btf(info.get("depends", ""), kernel, problems),
     )
+    analysed.add_structs(structs)
     own_counts = Counter(symbol.name for symbol in elf.symbols if _is_kallsyms_symbol(elf, symbol))
     ambiguous = {symbol for symbol, count in own_counts.items() if count > 1 or symbol in kernel_names}
     symbols = _module_symbols(elf, layout, analysed, ambiguous)
@@ -210,6 +215,19 @@ class Analysed:
         found, seeds = find_prototypes(self.builder, imports)
         self.prototypes = {**found, **self.prototypes}
         self.seeds += seeds
+
+    def add_structs(self, names: Iterable[str]) -> None:
+        """Make structs known that no prototype leads to: the code gets at them by a cast.
+
+        Raises DiagnosticError (O2C0210) for a struct that the type information does not have.
+        """
+        for name in names:
+            id = self.btf.find(name, kinds.STRUCT)
+            if id is None:
+                raise DiagnosticError(
+                    error("O2C0210", f"the kernel's type information has no struct `{name}`")
+                )
+            self.seeds.append(id)
 
     def ops(
         self, objects: Iterable[DataObject], others: Mapping[int, str] | None = None, slack: int = 0

@@ -296,7 +296,7 @@ def kernel_file(release: str = RELEASE, code: bytes = b"\xc3", new: bool = False
     text[0x100 : 0x100 + len(code)] = code
     area = bytearray(0x5000)
     area[0x4010 : 0x4010 + len(data)] = data
-    banner = f"Linux version {release} (builder@host)\0".encode()
+    banner = f"Linux version {release} (builder@host)".encode().ljust(128, b"\0")
     return elf_file(
         [
             (".text", 1, 6, TEXT_START, bytes(text)),
