@@ -29,6 +29,9 @@ CLASSES: Mapping[int, str] = {
     7: "kernel memory",
 }
 
+# Bits of what is tracked of the object (map `objects`, library/state.ir).
+TRACKING: Mapping[int, str] = {1: "own", 2: "held", 4: "typed", 8: "auditioned"}
+
 # include/linux/preempt.h (6.1, 6.12)
 _SERVING_SOFTIRQ = 0x100
 _HARDIRQ = 0xF0000
@@ -38,7 +41,8 @@ _INT3_ENTRY = 0x110000  # what a breakpoint's own entry adds: one NMI and one ha
 
 @dataclass(frozen=True)
 class Event:
-    """One verdict against a site.  ``time`` is CLOCK_MONOTONIC in nanoseconds."""
+    """One verdict against a site.  ``time`` is CLOCK_MONOTONIC in nanoseconds; ``tracking`` what is known of the
+    object (`own`, `held`, `typed`, `auditioned`), empty when it is not tracked."""
 
     time: int
     cpu: int
@@ -58,6 +62,7 @@ class Event:
     hit: str
     base: int
     cache: str
+    tracking: tuple[str, ...]
     file: str
     line: int
 
@@ -67,6 +72,8 @@ class Event:
         what = self.hit
         if self.hit == "slab object":
             what = f"{self.cache or 'slab'} object {self.base:#x}+{self.address - self.base:#x}"
+            if self.tracking:
+                what += f" ({', '.join(self.tracking)})"
         size = f" ({self.size} bytes)" if self.size else ""
         target = f" to {self.address:#x}{size}, {what}" if self.address else ""
         note = f", {self.note}" if self.note else ""
@@ -140,6 +147,7 @@ class Decoder:
             hit=CLASSES.get(words["class"], f"class {words['class']}"),
             base=words["base"],
             cache=text_of(words["name0"], words["name1"]),
+            tracking=tuple(name for bit, name in TRACKING.items() if words.get("flags", 0) & bit),
             file=site.file if site else "",
             line=site.line if site else 0,
         )

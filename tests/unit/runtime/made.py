@@ -10,7 +10,7 @@ from o2cc.bpf.info import MapInfo, ObjectInfo, SiteInfo, TableInfo
 
 EVENT_FIELDS = (
     "time", "site", "kind", "cpu", "pid_tgid", "comm0", "comm1", "context", "address", "size", "class", "base",
-    "name0", "name1",
+    "flags", "types", "name0", "name1",
 )  # fmt: skip
 
 

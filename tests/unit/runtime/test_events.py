@@ -41,6 +41,14 @@ def test_a_store_to_a_slab_object() -> None:
     )
 
 
+def test_what_is_tracked_of_the_object_is_said() -> None:
+    event = Decoder(info(site(0))).decode(
+        record({"kind": 1, "class": SLAB, "flags": 6, "address": 16, "size": 8})
+    )
+    assert event.tracking == ("held", "typed")
+    assert "slab object 0x0+0x10 (held, typed) [" in event.sentence()
+
+
 def test_a_call_names_no_address() -> None:
     event = Decoder(info(site(0, "f", 4, "call", note="call of commit_creds"))).decode(record({"kind": 4}))
     assert event.sentence().endswith("forbidden call at f+0x4, call of commit_creds [made.o2c:7]")
