@@ -32,7 +32,8 @@ class Options:
     """What to train.
 
     `budget` is the most BPF instructions of the tree in a policy, features included; `least` the fewest samples of a class that is
-    trained at all; `moment` one of alloc, access, free or all; `features` a set of `feature_set`.
+    trained at all; `moment` one of alloc, access, free or all; `features` a set of `feature_set`; `search_rows` the
+    most samples that a shape is tried on, the final tree is fitted on all.
     """
 
     features: str = "classes"
@@ -40,11 +41,12 @@ class Options:
     budget: int = 4096
     least: int = 10
     seed: int = 0
-    depths: tuple[int, ...] = (4, 6, 8, 12, 16, 24)
-    leaves: tuple[int, ...] = (16, 64, 256, 1024)
-    feature_counts: tuple[int, ...] = (8, 16, 32, 64)
+    depths: tuple[int, ...] = (6, 10, 16, 24)
+    leaves: tuple[int, ...] = (32, 128, 512)
+    feature_counts: tuple[int, ...] = (16, 64)
     pruning: tuple[float, ...] = (0.0, 1e-4)
     folds: int = 5
+    search_rows: int = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,19 @@ def fold_masks(groups: NDArray[np.object_], folds: int) -> list[NDArray[np.bool_
     return [fold_of[inverse] == fold for fold in range(number)]
 
 
+def balanced_part(samples: Samples, most: int, seed: int) -> Samples:
+    """At most `most` samples, drawn so that rare classes keep theirs and frequent ones give way."""
+    if len(samples.target) <= most:
+        return samples
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(samples.target))
+    # The number of each sample within its class, in the drawn order: the smallest numbers stay.
+    by_class = order[np.argsort(samples.target[order], kind="stable")]
+    _, starts = np.unique(samples.target[by_class], return_index=True)
+    rank = np.arange(len(by_class)) - np.repeat(starts, np.diff(np.append(starts, len(by_class))))
+    return samples.take(np.sort(by_class[np.argsort(rank, kind="stable")[:most]]))
+
+
 def new_classifier(shape: Shape, seed: int) -> Any:
     """An unfitted scikit-learn tree of this shape, with classes weighted as if all were equally frequent."""
     from sklearn.tree import DecisionTreeClassifier
@@ -184,7 +199,7 @@ def search(samples: Samples, options: Options) -> tuple[Candidate, ...]:
         )
     folds = []
     for mask in masks:
-        train = samples.take(~mask)
+        train = balanced_part(samples.take(~mask), options.search_rows, options.seed)
         folds.append((train, samples.take(mask), rank_features(train, options.seed)))
     width = samples.vectors.shape[1]
     counts = sorted({min(count, width) for count in options.feature_counts})
