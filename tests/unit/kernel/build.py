@@ -175,6 +175,7 @@ def kernel_btf() -> BtfWriter:
     # A function of the kernel with the name of one in the sample module, and another prototype.
     writer.function("sample_last", receive)
     writer.function("ip6_sample", receive)
+    writer.struct("unreached", 16, [("value", word, 0)])
     return writer
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from unicorn import x86_const as x86
 
 from o2cc.kernel.description import Function, Site
+from o2cc.kernel.elf import read_elf
 
-from .build import analyse, layout_of
+from .build import analyse, assemble, layout_of
 
 CODE, DATA, STACK = 0x100000, 0x200000, 0x300000
 SIZE = 0x10000
@@ -173,7 +174,7 @@ def program_text(program: object, prologue: str) -> str:
         ".type helper, @function\nhelper:\nmov [rdi], rsi\nmov rax, 0x204000\nmov rcx, rax\nmov rdx, rax\n"
         "lea rsi, [rax + 64]\nmov rdi, rsi\nmov r8, rax\nmov r9, rax\nmov r10, rax\nmov r11, rax\nret\n.size helper, .-helper\n"
     )
-    return f".text\n{helper}.globl f\n.type f, @function\nf:\n{before}\n{body}\n{after}\nret\n.size f, .-f\n"
+    return f".text\n{helper}.globl f\n.type f, @function\nf:\n{before}\nbody:\n{body}\n{after}\nret\n.size f, .-f\n"
 
 
 class Run:
@@ -185,6 +186,12 @@ class Run:
         layout = layout_of(text)
         code = next(section for section in layout.sections if section.name == ".text")
         self.start = CODE + self.described.offset
+        self.helper = CODE + self.functions["helper"].offset
+        self.body = CODE + next(
+            symbol.value for symbol in read_elf(assemble(text), "f").symbols if symbol.name == "body"
+        )
+        self.frame: range | None = None
+        self.stores = self.astray = False
         self.machine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         for address in (CODE, DATA, STACK):
             self.machine.mem_map(address, SIZE)
@@ -196,6 +203,7 @@ class Run:
         self.machine.mem_write(DATA, words)
         self.machine.mem_write(STACK, words)
         self.entry_rsp = STACK + 0x8008 + shift
+        self.stack = range(STACK, STACK + SIZE)
         self.machine.mem_write(self.entry_rsp, (CODE + SIZE - 16).to_bytes(8, "little"))
         for index, register in enumerate((*POOL, "rcx", "r9", "r10", "r11", "r15")):
             self.machine.reg_write(self.constant(register), DATA + 0x5000 + 0x108 * index)
@@ -224,6 +232,11 @@ class Run:
 
     def before(self, machine: unicorn.Uc, address: int, size: int, data: object) -> None:
         self.expected = None
+        if self.astray:
+            return
+        if address == self.body and self.frame is None:
+            self.frame = range(self.register("rsp"), self.register("rsp") + FRAME)
+        self.stores = address == self.helper
         offset = address - self.start
         if not 0 <= offset < self.described.size:
             return
@@ -242,6 +255,7 @@ class Run:
         operand = site.operand
         if operand is None or not site.writes or operand.base is None:
             return
+        self.stores = True
         base = self.register(operand.base)
         self.expected = (site, base + operand.displacement)
         if site.value is None or site.value_source is None:
@@ -260,6 +274,11 @@ class Run:
     def on_write(
         self, machine: unicorn.Uc, access: int, address: int, size: int, value: int, data: object
     ) -> None:
+        if self.stores and self.frame is not None and address in self.stack and address not in self.frame:
+            # Correct code does not write onto saved registers, return addresses or what it pushed.
+            self.machine.emu_stop()
+            self.astray = True
+            return
         if self.expected is None:
             return
         site, expected = self.expected
