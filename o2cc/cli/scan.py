@@ -39,6 +39,13 @@ EXAMPLES = 40
 @click.option(
     "--kernel", "kernel_name", metavar="DIR|RELEASE|VMLINUZ", help="The kernel that the code belongs to."
 )
+@click.option(
+    "--struct",
+    "structs",
+    multiple=True,
+    metavar="NAME",
+    help="Add a struct of the kernel that the policy names and the code gets at by casts only; repeat for more.",
+)
 @click.option("--name", help="Name of a built-in target; by default made of the patterns.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write; default NAME.o2k.")
 @click.option("--limit", type=click.IntRange(1), help="With --all: only so many modules, evenly spread.")
@@ -49,6 +56,7 @@ def scan(
     builtin: str | None,
     directory: str | None,
     kernel_name: str | None,
+    structs: tuple[str, ...],
     name: str | None,
     output: Path | None,
     limit: int | None,
@@ -65,7 +73,7 @@ def scan(
         _scan_all(reporter, Path(directory), kernel_name, limit, json_form)
         return
     with _progress("scanning"):
-        description = describe_target(module, builtin, kernel_name, name)
+        description = describe_target(module, builtin, kernel_name, name, structs)
     target = output or Path(f"{description.target.name}.o2k")
     size = store.save(description, target)
     problems = all_problems(description)
@@ -92,7 +100,11 @@ def scan(
 
 
 def describe_target(
-    module: str | None, builtin: str | None, kernel_name: str | None, name: str | None
+    module: str | None,
+    builtin: str | None,
+    kernel_name: str | None,
+    name: str | None,
+    structs: Sequence[str] = (),
 ) -> Description:
     """The description that a module (a file or a name) or patterns of built-in functions stand for."""
     # Imported late: the analyses pull in the decoder.
@@ -101,7 +113,7 @@ def describe_target(
 
         kernel = open_kernel(kernel_name) if kernel_name is not None else _running_kernel()
         patterns = tuple(part.strip() for part in builtin.split(",") if part.strip())
-        return scan_builtin(kernel, patterns, name)
+        return scan_builtin(kernel, patterns, name, structs)
     assert module is not None
     from o2cc.kernel.scan import scan_module
 
@@ -111,11 +123,11 @@ def describe_target(
         kernel = open_kernel(kernel_name, release)
         if not path.exists() and "/" not in module and not module.endswith(MODULE_SUFFIXES):
             path = kernel.find_module(module)
-        return scan_module(path, kernel)
+        return scan_module(path, kernel, structs)
     if not path.exists() and "/" not in module and not module.endswith(MODULE_SUFFIXES):
         kernel = _running_kernel()
-        return scan_module(kernel.find_module(module), kernel)
-    return scan_module(path, _kernel_of(path))
+        return scan_module(kernel.find_module(module), kernel, structs)
+    return scan_module(path, _kernel_of(path), structs)
 
 
 def _running_kernel() -> Kernel:

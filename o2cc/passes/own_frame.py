@@ -11,7 +11,7 @@ from o2cc.passes.manager import CONTROL_FLOW, DESCRIPTION, Pass, PassContext
 from o2cc.passes.sites import KEPT_FLOW, KEPT_STACK, Proof, discharge, is_plain
 
 # Bytes that a frame may have at most; the build warns of larger ones (CONFIG_FRAME_WARN=2048, Debian 6.1 and 6.12).
-_FRAME_LIMIT = 2048
+FRAME_LIMIT = 2048
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _lowest(place: Site) -> int:
         return -place.stack_height - (8 if place.kind == "push" else 0)
     operand = place.operand
     below = operand is not None and operand.base == "rsp" and operand.displacement < 0
-    return 0 if below else -_FRAME_LIMIT
+    return 0 if below else -FRAME_LIMIT
 
 
 def saved_floor(target: Description, function: Function) -> int:

@@ -135,7 +135,8 @@ class Context:
                         f"unknown {type_.kind} `{name.text}`",
                         name.span,
                         "not in the type information of this target",
-                        help=did_you_mean(name.text, self.table.struct_by_name),
+                        help=did_you_mean(name.text, self.table.struct_by_name)
+                        or f"if the kernel has it, `o2c scan --struct {name.text}` adds it to the description",
                     )
                 )
             return None
