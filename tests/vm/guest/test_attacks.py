@@ -34,6 +34,8 @@ from tests.vm.guest.victim_support import (
     names_of,
     o2c,
     policy_line,
+    settled,
+    unload_all,
     wait_until,
 )
 from tests.vm.policies import POLICY, guest_description, guest_object
@@ -153,7 +155,8 @@ def test_open_a_report_does_not_prevent(policy: state.State, victim: Victim) -> 
 
 
 def test_unloading_leaves_nothing(victim: Victim) -> None:
-    before = footprint()
+    unload_all()
+    before = settled()
     with loaded(guest_object("report")):
         inside = footprint()
         assert inside.programs > before.programs
@@ -163,6 +166,7 @@ def test_unloading_leaves_nothing(victim: Victim) -> None:
 
 
 def test_a_second_load_is_refused(victim: Victim) -> None:
+    unload_all()
     data = guest_object("report").read_bytes()
     options = LoadOptions(wanted=lambda site: site.function == "store_word")
     with loaded(guest_object("report"), options):
@@ -175,7 +179,8 @@ def test_a_second_load_is_refused(victim: Victim) -> None:
 
 @pytest.mark.parametrize("delay", [1.5, *(pytest.param(n / 3, marks=pytest.mark.full) for n in range(1, 16))])
 def test_a_killed_loader_leaves_what_the_next_one_cleans(victim: Victim, delay: float) -> None:
-    before = footprint()
+    unload_all()
+    before = settled()
     process = subprocess.Popen(
         [
             sys.executable,
@@ -202,6 +207,7 @@ def test_a_killed_loader_leaves_what_the_next_one_cleans(victim: Victim, delay: 
 
 
 def test_old_objects_are_auditioned_until_the_final_phase(victim: Victim) -> None:
+    unload_all()
     options = LoadOptions(wanted=lambda site: site.function == "store_word")
     with loaded(guest_object("transition"), options):
         victim.run(OLD_OBJECT)
@@ -233,10 +239,11 @@ def test_an_object_for_another_kernel_is_refused() -> None:
 
 @pytest.mark.parametrize("variant", ["report", pytest.param("deny", marks=pytest.mark.full)])
 def test_bpftool_loads_the_site_layout(variant: str, victim: Victim) -> None:
+    unload_all()
     bpftool = shutil.which("bpftool", path="/usr/sbin:/usr/bin:/sbin:/bin")
     assert bpftool is not None, "bpftool is missing: scripts/install-test-tools installs it"
     directory = Path("/sys/fs/bpf/by_bpftool")
-    before = footprint()
+    before = settled()
     try:
         result = subprocess.run(
             [bpftool, "prog", "loadall", guest_object(variant, Layout.SITE), directory],
@@ -254,6 +261,7 @@ def test_bpftool_loads_the_site_layout(variant: str, victim: Victim) -> None:
 @pytest.mark.timeout(240)
 def test_the_command_line_from_policy_to_unload(victim: Victim) -> None:
     """Compiled in memory, loaded, watched, taken out: as an engineer would do it."""
+    unload_all()
     done = o2c(
         "load", str(POLICY), "-k", str(guest_description()), "--only", "store_word,free_object", "--json"
     )
@@ -283,6 +291,7 @@ def test_the_command_line_from_policy_to_unload(victim: Victim) -> None:
 
 
 def test_doctor_finds_this_machine_fit() -> None:
+    unload_all()
     done = o2c("doctor", "--json")
     assert done.returncode == 0, done.stdout
     document = json.loads(done.stdout)

@@ -33,6 +33,8 @@ from tests.vm.guest.victim_support import (
     loaded,
     names_of,
     o2c,
+    settled,
+    unload_all,
     wait_until,
 )
 from tests.vm.policies import guest_object
@@ -58,7 +60,7 @@ def site_stats() -> list[SiteStats]:
 
 def test_deny_without_the_module_is_refused(victim: Victim) -> None:
     unload_module("o2c")
-    before = footprint()
+    before = settled()
     with pytest.raises(DiagnosticError) as refusal:
         loader.load(guest_object("deny").read_bytes())
     (diagnostic,) = refusal.value.diagnostics
@@ -160,8 +162,9 @@ def test_the_module_stays_while_a_policy_is_loaded(policy: tuple[str, state.Stat
 
 
 def test_unloading_leaves_nothing_and_the_attack_works_again(victim: Victim) -> None:
+    unload_all()
     load_module("o2c")
-    before = footprint()
+    before = settled()
     with loaded(guest_object("deny"), GAPS):
         assert footprint().probes > before.probes
         victim.run(3)
@@ -172,6 +175,7 @@ def test_unloading_leaves_nothing_and_the_attack_works_again(victim: Victim) -> 
 
 
 def test_phases_are_enforced(victim: Victim) -> None:
+    unload_all()
     load_module("o2c")
     with loaded(guest_object("transition-deny"), ONE_SITE):
         victim.run(OLD_FOREIGN)
@@ -187,8 +191,9 @@ def test_phases_are_enforced(victim: Victim) -> None:
     "delay", [0.7, 2.5, *(pytest.param(n / 5, marks=pytest.mark.full) for n in range(1, 51))]
 )
 def test_a_killed_loader_leaves_everything_or_nothing(victim: Victim, delay: float) -> None:
+    unload_all()
     load_module("o2c")
-    before = footprint()
+    before = settled()
     process = subprocess.Popen(
         [
             sys.executable,
@@ -221,6 +226,7 @@ def test_a_killed_loader_leaves_everything_or_nothing(victim: Victim, delay: flo
 
 def test_kill_ends_the_task_that_attacks(victim: Victim) -> None:
     """Without o2c.ko: after the write, but only the task of a violation, at a breakpoint as well as at a jump."""
+    unload_all()
     options = LoadOptions(wanted=lambda site: site.function in ("store_word", "free_object"))
     code = "import sys; from tests.vm.guest.victim_support import Victim; Victim().run(int(sys.argv[1])); print('alive')"
     with loaded(guest_object("kill"), options):
@@ -238,6 +244,7 @@ def test_kill_ends_the_task_that_attacks(victim: Victim) -> None:
 
 @pytest.mark.timeout(240)
 def test_the_command_line_enforces(victim: Victim) -> None:
+    unload_all()
     load_module("o2c")
     done = o2c("load", str(guest_object("deny")), "--only", "store_word,free_object", "--json")
     assert done.returncode == 0, done.stderr

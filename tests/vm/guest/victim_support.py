@@ -155,6 +155,25 @@ def footprint() -> Footprint:
     )
 
 
+def unload_all() -> None:
+    """Nothing of ours is loaded afterwards.  Fixtures of a module's scope outlive the tests that use them."""
+    for name in (*state.names(), *state.leftovers()):
+        loader.unload(name)
+
+
+def settled() -> Footprint:
+    """The footprint once it no longer changes: what was let go is freed some time later."""
+    last, same = footprint(), 0
+    for _ in range(100):
+        time.sleep(0.1)
+        now = footprint()
+        same = same + 1 if now == last else 0
+        if same == 5:
+            break
+        last = now
+    return last
+
+
 @contextmanager
 def loaded(path: Path, options: LoadOptions | None = None) -> Iterator[state.State]:
     """An object, loaded; unloaded at the end, whatever happens."""
