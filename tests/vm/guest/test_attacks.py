@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,11 +29,13 @@ from tests.vm.guest.victim_support import (
     Victim,
     events,
     footprint,
+    in_child,
     loaded,
     names_of,
     o2c,
     policy_line,
     settled,
+    status_of,
     unload_all,
     wait_until,
 )
@@ -181,22 +182,11 @@ def test_a_second_load_is_refused(victim: Victim) -> None:
 def test_a_killed_loader_leaves_what_the_next_one_cleans(victim: Victim, delay: float) -> None:
     unload_all()
     before = settled()
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path; from o2cc.runtime import loader;"
-            "print('go', flush=True); loader.load(Path(sys.argv[1]).read_bytes())",
-            str(guest_object("report")),
-        ],
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
+    data = guest_object("report").read_bytes()
+    child = in_child(lambda: loader.load(data))
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    os.kill(child, signal.SIGKILL)
+    assert status_of(child) in (-signal.SIGKILL, 7)
     options = LoadOptions(wanted=lambda site: site.function == "store_word")
     if NAME in state.names():  # it was faster than the signal
         loader.unload(NAME)

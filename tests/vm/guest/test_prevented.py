@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,10 +28,12 @@ from tests.vm.guest.victim_support import (
     Victim,
     events,
     footprint,
+    in_child,
     loaded,
     names_of,
     o2c,
     settled,
+    status_of,
     unload_all,
     wait_until,
 )
@@ -194,23 +194,11 @@ def test_a_killed_loader_leaves_everything_or_nothing(victim: Victim, delay: flo
     unload_all()
     load_module("o2c")
     before = settled()
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path; from o2cc.runtime import loader;"
-            "from o2cc.runtime.loader import LoadOptions; data = Path(sys.argv[1]).read_bytes();"
-            "print('go', flush=True); loader.load(data, options=LoadOptions(accept_gaps=True))",
-            str(guest_object("deny")),
-        ],
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
+    data = guest_object("deny").read_bytes()
+    child = in_child(lambda: loader.load(data, options=GAPS))
     time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    os.kill(child, signal.SIGKILL)
+    assert status_of(child) in (-signal.SIGKILL, 7)
     try:
         live = all(item.mode is not None for item in site_stats())
     except EnforcerError:
@@ -227,19 +215,10 @@ def test_a_killed_loader_leaves_everything_or_nothing(victim: Victim, delay: flo
 def test_kill_ends_the_task_that_attacks(victim: Victim) -> None:
     """Without o2c.ko: after the write, but only the task of a violation, at a breakpoint as well as at a jump."""
     unload_all()
-    options = LoadOptions(wanted=lambda site: site.function in ("store_word", "free_object"))
-    code = "import sys; from tests.vm.guest.victim_support import Victim; Victim().run(int(sys.argv[1])); print('alive')"
-    with loaded(guest_object("kill"), options):
-        for attack in (3, 15):
-            child = subprocess.run(
-                [sys.executable, "-c", code, str(attack)], check=False, capture_output=True, text=True
-            )
-            assert child.returncode == -signal.SIGKILL, (attack, child)
-        child = subprocess.run(
-            [sys.executable, "-c", code, str(PROPER)], check=False, capture_output=True, text=True
-        )
-        assert child.stdout == "alive\n", child.stderr
-    assert os.getpid() > 0
+    with loaded(guest_object("kill")):
+        assert status_of(in_child(lambda: victim.run(3))) == -signal.SIGKILL
+        assert status_of(in_child(lambda: victim.run(15))) == -signal.SIGKILL
+        assert status_of(in_child(lambda: victim.run(PROPER))) == 7
 
 
 @pytest.mark.timeout(240)

@@ -161,6 +161,23 @@ def unload_all() -> None:
         loader.unload(name)
 
 
+def in_child(act: Callable[[], object]) -> int:
+    """Do something in a forked process, which ends with status 7; its id.  Quicker than another Python."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+            os._exit(7)
+        finally:
+            os._exit(1)
+    return child
+
+
+def status_of(child: int) -> int:
+    """Wait for a child; its exit status, or the negative signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def settled() -> Footprint:
     """The footprint once it no longer changes: what was let go is freed some time later."""
     last, same = footprint(), 0
