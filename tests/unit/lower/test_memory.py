@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which memory a store may touch: by owner, by grant, by type."""
+
+from __future__ import annotations
+
+import pytest
+
+from o2cc.lower.constants import kernel_constants
+from o2cc.simulation.world import PAGE, USER
+from tests.unit.lower.confined import (
+    FINAL,
+    HELD,
+    OWN,
+    TRANSITION,
+    TYPED,
+    Confined,
+    confined,
+    failures,
+    offset_of,
+)
+
+GRANTS = """
+    write struct sock { sk_err, sk_err_soft }
+    in functions { sctp_outq_tail } { write struct sock { sk_drops } }
+    write struct sctp_sock { whole, sctp_hmac_alg, pf, hmac, bind_hash, ep } except { inet, bind_hash, paddrparam }
+"""
+
+
+@pytest.fixture
+def kernel() -> Confined:
+    return confined(GRANTS)
+
+
+def test_states_of_objects_lead_to_their_verdicts() -> None:
+    """Catches a state of memory that is mistaken for another."""
+    tests = """
+test "own"       { given p: struct sctp_chunk owned      store sctp_outq_tail to p size 8  expect allow }
+test "freed"     { given p: struct sctp_chunk freed      store sctp_outq_tail to p size 8  expect deny }
+test "foreign"   { given p: struct sctp_chunk foreign    store sctp_outq_tail to p size 8  expect deny }
+test "untracked" { given p: struct sctp_chunk untracked  store sctp_outq_tail to p size 8  expect deny }
+test "user"      { given p: buffer 64 B user             store sctp_outq_tail to p size 8  expect deny }
+test "held"      { given p: struct sk_buff held as packet  store sctp_outq_tail to p.len size 4  expect allow }
+test "shared"    { given p: struct sock shared           store sctp_outq_tail to p.sk_prot_creator size 8  expect deny }
+test "older" {
+    given p: struct sctp_chunk untracked
+    phase transition
+    store sctp_outq_tail to p size 8
+    expect audition
+}
+"""
+    assert failures(tests, GRANTS) == []
+
+
+def test_a_wrong_expectation_fails() -> None:
+    """Catches a runner that agrees with everything."""
+    tests = 'test "t" { given p: buffer 64 B foreign  store sctp_outq_tail to p size 8  expect allow }'
+    assert failures(tests) == ["test `t`: expected `allow`, the verdict is `deny`"]
+
+
+def test_a_store_across_the_end_of_an_own_object_is_denied(kernel: Confined) -> None:
+    """Catches bounds that look at the first byte only."""
+    p = kernel.object(64, OWN)
+    assert kernel.store(p + 56, 8) == "allow"
+    assert kernel.store(p + 57, 8) == "deny"
+    assert kernel.store(p + 64, 1) == "deny"
+
+
+def test_a_store_from_the_red_zone_into_an_object_is_denied(kernel: Confined) -> None:
+    """Catches offsets that wrap below an object: with red zones (slub_debug=Z) the bytes before it are nobody's."""
+    p = kernel.world.slab_object(64)
+    _set_red_zone(kernel, p, 16)
+    first = p + 16  # the object begins behind its red zone
+    assert kernel.call("gain", first, 40, OWN, 0) == 1
+    assert kernel.store(first, 8) == "allow"
+    assert kernel.store(first - 8, 16) == "deny"
+
+
+def test_a_store_that_wraps_around_memory_is_denied(kernel: Confined) -> None:
+    """Catches `address + size` that overflows to a small number."""
+    p = kernel.object(64, OWN)
+    assert kernel.store(p, 2**64 - 8) == "deny"
+
+
+def test_a_store_of_nothing_needs_nothing(kernel: Confined) -> None:
+    """Catches `rep movs` with a count of zero that is reported."""
+    assert kernel.store(USER, 0) == "allow"
+
+
+def test_granted_fields_and_no_others(kernel: Confined) -> None:
+    """Catches grants that open the whole struct."""
+    sk = kernel.object(2048, TYPED, "sock")
+    err = sk + offset_of("sock", "sk_err")
+    assert kernel.store(err, 4) == "allow"
+    assert kernel.store(sk + offset_of("sock", "sk_prot_creator"), 8) == "deny"
+
+
+def test_neighbouring_granted_fields_make_one_range(kernel: Confined) -> None:
+    """Catches a store over two granted fields that is denied because no single rule covers it."""
+    sk = kernel.object(2048, TYPED, "sock")
+    first, second = offset_of("sock", "sk_err"), offset_of("sock", "sk_err_soft")
+    assert second == first + 4
+    assert kernel.store(sk + first, 8) == "allow"
+
+
+def test_a_store_from_a_granted_field_into_another_is_denied(kernel: Confined) -> None:
+    """Catches a range test that checks where a store begins and not where it ends."""
+    sk = kernel.object(2048, TYPED, "sock")
+    assert kernel.store(sk + offset_of("sock", "sk_err_soft"), 8) == "deny"
+    assert kernel.store(sk + offset_of("sock", "sk_err") - 4, 8) == "deny"
+
+
+def test_scoped_grants_are_for_their_functions_only(kernel: Confined) -> None:
+    """Catches scopes that leak into the whole compartment."""
+    sk = kernel.object(2048, TYPED, "sock")
+    drops = sk + offset_of("sock", "sk_drops")
+    assert kernel.store(drops, 4, "sctp_outq_tail") == "allow"
+    assert kernel.store(drops, 4, "sctp_outq_init") == "deny"
+
+
+def test_except_takes_bytes_out_of_a_whole_struct(kernel: Confined) -> None:
+    """Catches `except` that is read and forgotten."""
+    sk = kernel.object(4096, TYPED, "sctp_sock")
+    assert kernel.store(sk + offset_of("sctp_sock", "default_ppid"), 4) == "allow"
+    assert kernel.store(sk + offset_of("sctp_sock", "bind_hash"), 8) == "deny"
+    assert kernel.store(sk + offset_of("sctp_sock", "paddrparam"), 4) == "deny"
+
+
+def test_a_struct_is_what_lies_at_its_start(kernel: Confined) -> None:
+    """Catches grants for `struct sock` that do not reach a `struct sctp_sock`, and the other way round."""
+    derived = kernel.object(4096, TYPED, "sctp_sock")
+    plain = kernel.object(2048, TYPED, "sock")
+    assert kernel.store(derived + offset_of("sock", "sk_err"), 4) == "allow"
+    assert kernel.store(plain + offset_of("sctp_sock", "default_ppid"), 4) == "deny"
+
+
+def test_an_unmerged_cache_tells_the_type_of_its_objects(kernel: Confined) -> None:
+    """Catches trust in the name of a cache into which others are merged."""
+    sk = kernel.object(2048, cache="SCTP")
+    field = sk + offset_of("sock", "sk_err")
+    assert kernel.store(field, 4) == "allow"
+    facts = kernel.world.description.kernel.fields
+    head = _head(kernel, sk)
+    memory = kernel.world.machine.memory
+    cache = memory.read(head + facts["slab.slab_cache"].offset, 8)
+    assert cache is not None
+    memory.write_word(cache + facts["kmem_cache.refcount"].offset, 2, 4)
+    assert kernel.store(field, 4) == "deny"
+
+
+def test_a_cache_name_is_compared_to_its_end(kernel: Confined) -> None:
+    """Catches `SCTPv6_evil` taken for `SCTPv6`, and `SCTPv6` for `SCTP`."""
+    for name in ("SCTPv6_evil", "SCTP_", "sctp"):
+        sk = kernel.object(2048, cache=name)
+        assert kernel.store(sk + offset_of("sock", "sk_err"), 4) == "deny", name
+
+
+def _set_red_zone(kernel: Confined, address: int, size: int) -> None:
+    """Switch the red zone of the object's cache on (mm/slub.c calculate_sizes, 6.1)."""
+    facts = kernel.world.description.kernel
+    memory = kernel.world.machine.memory
+    cache = memory.read(_head(kernel, address) + facts.fields["slab.slab_cache"].offset, 8)
+    assert cache is not None
+    constants = kernel_constants(facts, kernel.world.description.release)
+    memory.write_word(cache + facts.fields["kmem_cache.flags"].offset, constants["const(SLAB_RED_ZONE)"], 4)
+    memory.write_word(cache + facts.fields["kmem_cache.red_left_pad"].offset, size, 4)
+
+
+def _head(kernel: Confined, address: int) -> int:
+    kernel.store(USER)  # reads where the direct map begins
+    head = kernel.call("page_head", address)
+    assert head
+    return head
+
+
+def test_objects_of_several_pages_are_found_from_their_last_page(kernel: Confined) -> None:
+    """Catches tail pages taken for pages of nobody."""
+    p = kernel.object(3 * PAGE, OWN)
+    assert kernel.store(p + 3 * PAGE - 8, 8) == "allow"
+    assert kernel.store(p + 3 * PAGE - 4, 8) == "deny"
+
+
+def test_own_data_may_be_written_and_not_what_is_read_only(kernel: Confined) -> None:
+    """Catches sections with the wrong kind: a write to .rodata or to code."""
+    sections = {s.name: s for s in kernel.world.description.sections}
+    starts = kernel.world.sections
+    assert kernel.store(starts[".data"] + 16, 8) == "allow"
+    assert kernel.store(starts[".data"] + sections[".data"].size - 4, 8) == "deny"
+    assert kernel.store(starts[".rodata"] + 16, 8) == "deny"
+    assert kernel.store(starts[".text"] + 16, 8) == "deny"
+
+
+def test_the_end_of_memory_is_nobodys(kernel: Confined) -> None:
+    """Catches `address + 1` that wraps to 0 and so lies before every end: error pointers as own data."""
+    kernel.store(USER)  # reads the addresses of the sections
+    assert kernel.call("in_own_data", 2**64 - 1, 1) == 0
+    assert kernel.call("is_owned", 2**64 - 1, 0, 0, 0) == 0
+
+
+def test_held_memory_is_written_whole_whatever_its_type(kernel: Confined) -> None:
+    """Catches held objects that only grants open."""
+    p = kernel.object(256, HELD)
+    assert kernel.store(p + 8, 8) == "allow"
+
+
+def test_phases_decide_about_untracked_objects(kernel: Confined) -> None:
+    """Catches an untracked object that stays allowed in the final phase, and a tracked one that is auditioned."""
+    older = kernel.object(64)
+    typed = kernel.object(2048, TYPED, "sock")
+    kernel.phase(TRANSITION)
+    assert kernel.store(older) == "audition"
+    assert kernel.store(typed + offset_of("sock", "sk_prot_creator")) == "deny"
+    kernel.phase(FINAL)
+    assert kernel.store(older) == "deny"
+
+
+def test_untracked_objects_are_remembered_with_times_and_counts(kernel: Confined) -> None:
+    """Catches a transition that ends unseen: status shows these entries."""
+    kernel.phase(TRANSITION)
+    older = kernel.object(64)
+    kernel.store(older)
+    first = kernel.world.machine.now
+    kernel.store(older + 8)
+    entry = kernel.world.machine.maps["untracked"].snapshot()[(older,)]
+    assert (entry["first"], entry["last"], entry["count"]) == (first, kernel.world.machine.now, 2)
+    kernel.hook("o2c_kfree", 0, older)
+    assert (older,) not in kernel.world.machine.maps["untracked"].snapshot()
