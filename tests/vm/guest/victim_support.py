@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from o2cc.cli.common import run
+from o2cc.cli.o2c import o2c as command_line
 from o2cc.runtime import kernel_calls, loader, state
 from o2cc.runtime.events import Event
 from o2cc.runtime.loader import LoadOptions
@@ -202,14 +204,18 @@ def loaded(path: Path, options: LoadOptions | None = None) -> Iterator[state.Sta
             loader.unload(NAME)
 
 
-def o2c(*arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
-    """Run the command line, as a user does."""
-    import sys
+@dataclass(frozen=True)
+class Done:
+    """What a command left: exit status and output."""
 
-    return subprocess.run(
-        [sys.executable, "-m", "o2cc.cli.o2c", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def o2c(*arguments: str) -> Done:
+    """Run the command line in this process: starting Python takes ten seconds and more under emulation."""
+    output, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(output), redirect_stderr(errors):
+        status = run(command_line, "o2c", arguments)
+    return Done(status, output.getvalue(), errors.getvalue())
