@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "unit" / "trees"))
 
-from made_trees import build, fitted
+from made_trees import build
 
 from o2cc.bpf.emit import emit_object
 from o2cc.bpf.info import read
@@ -27,14 +27,16 @@ from o2cc.trees.lower import lower_tree
 from o2cc.trees.tree import Feature, FeatureKind, IntegerTree
 from tests.vm.guest.bpf_calls import loaded
 
-TREES = {
-    "ten nodes": (lambda: build(5, 3, 3, 1), Form.BRANCHES, 10_000),
-    "a hundred nodes": (lambda: build(50, 6, 4, 2), Form.BRANCHES, 10_000),
-    "a thousand nodes": (lambda: fitted(1100, 12, 6, 3), Form.BRANCHES, 50_000),
-    "a chain of two hundred tests": (lambda: build(200, 8, 5, 4, chain=True), Form.BRANCHES, 10_000),
-    "ten thousand nodes": (lambda: build(4999, 60, 9, 5), None, 4_000),
-    "twenty-five thousand nodes, many features": (lambda: build(12_499, 400, 20, 6), Form.SPLIT, 2_000),
-}
+TREES = [
+    pytest.param(5, 3, 3, False, Form.BRANCHES, 10_000, id="ten nodes"),
+    pytest.param(50, 6, 4, False, Form.BRANCHES, 10_000, id="a hundred nodes"),
+    pytest.param(500, 12, 6, False, Form.BRANCHES, 20_000, id="a thousand nodes"),
+    pytest.param(200, 8, 5, True, Form.BRANCHES, 5_000, id="a chain of two hundred tests"),
+    pytest.param(4999, 60, 9, False, None, 10_000, id="ten thousand nodes", marks=pytest.mark.full),
+    pytest.param(
+        12_499, 400, 20, False, Form.SPLIT, 5_000, id="twenty-five thousand", marks=pytest.mark.full
+    ),
+]
 
 
 def outcome(imported: Imported, vectors: int, form: Form | None) -> InKernel:
@@ -47,17 +49,16 @@ def outcome(imported: Imported, vectors: int, form: Form | None) -> InKernel:
     return result.kernel
 
 
-@pytest.mark.parametrize("name", TREES)
-def test_the_kernel_predicts_as_scikit_learn_does(name: str) -> None:
-    make, form, vectors = TREES[name]
-    run = outcome(make(), vectors, form)
-    print(
-        f"{name}: verifier {run.effort.processed}, {run.effort.machine_bytes} bytes, {run.nanoseconds:.0f} ns"
-    )
+@pytest.mark.parametrize(("tests", "features", "classes", "chain", "form", "vectors"), TREES)
+def test_the_kernel_predicts_as_scikit_learn_does(
+    tests: int, features: int, classes: int, chain: bool, form: Form | None, vectors: int
+) -> None:
+    run = outcome(build(tests, features, classes, 5, chain=chain), vectors, form)
+    print(f"verifier {run.effort.processed}, {run.effort.machine_bytes} bytes, {run.nanoseconds:.0f} ns")
 
 
 def test_the_table_predicts_as_scikit_learn_does() -> None:
-    outcome(fitted(900, 12, 6, 3), 5_000, Form.TABLE)
+    outcome(build(450, 12, 6, 3), 5_000, Form.TABLE)
     outcome(build(200, 8, 5, 4, chain=True), 2_000, Form.TABLE)
 
 
