@@ -209,7 +209,7 @@ def _enforce(
                 raise DiagnosticError(
                     error(
                         "O2C0832",
-                        f"a violation cannot be denied at {len(gaps)} of {len(info.sites)} places",
+                        f"a violation cannot be denied at {len(gaps)} of {len(placed)} places",
                         notes=_listed(gaps),
                         help="accept that by name: `--accept-gaps`; `o2c status` goes on showing them",
                     )

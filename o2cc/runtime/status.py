@@ -86,6 +86,7 @@ class Status:
     untracked: tuple[UntrackedObject, ...]
     tracked_objects: int
     problems: tuple[str, ...] = ()
+    covered: int = 0  # sites that the check of another decides
 
     def document(self) -> dict[str, object]:
         """For `--json`."""
@@ -316,7 +317,9 @@ def lines(status: Status, *, every: bool = False) -> Iterator[str]:
     yield f"  phase       {status.phase}: {status.phase_reason}"
     yield f"  loaded      {_duration(status.loaded_for)} ago"
     denying = f", {status.denying} of them deny" if status.denying is not None else ""
-    yield f"  attached    {status.attached} of {_count(status.sites, 'site')}{denying}; {_count(status.hooks, 'hook')}"
+    covered = f", which decide {status.covered} more" if status.covered else ""
+    sites = _count(status.sites, "site")
+    yield f"  attached    {status.attached} of {sites}{denying}{covered}; {_count(status.hooks, 'hook')}"
     yield f"  tracked     {_count(status.tracked_objects, 'object')}"
     yield f"  missed      {_missed(status.missed)}"
     if status.lost_events:

@@ -26,6 +26,12 @@ def test_missing_and_ambiguous_functions_are_failures_with_reasons() -> None:
     ]
 
 
+def test_a_site_that_another_decides_has_no_probe() -> None:
+    plan = make_plan(info(site(0, "f"), site(1, "f", program="")), SYMBOLS)
+    assert [item.site.number for item in plan.attachments] == [0]
+    assert plan.failures == ()
+
+
 def test_unwanted_sites_are_neither() -> None:
     plan = make_plan(info(site(0, "f"), site(1, "h")), SYMBOLS, lambda s: s.function == "f")
     assert len(plan.attachments) == 1

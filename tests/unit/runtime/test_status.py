@@ -73,6 +73,7 @@ def test_a_quiet_compartment_is_six_lines() -> None:
     ("changes", "expected"),
     [
         ({"enforced": True, "denying": 2}, "2 of 3 sites, 2 of them deny"),
+        ({"covered": 9}, "2 of 3 sites, which decide 9 more; 1 hook"),
         ({"degraded": "report"}, "weakened by --degrade report"),
         ({"lost_events": 3}, "3 events: the event buffer was full"),
         ({"lost_tracking": 1}, "1 object that could not be tracked"),
