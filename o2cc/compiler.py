@@ -7,6 +7,7 @@ an editor share it.  `o2cc.cli` does the reading and writing.
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from o2cc import lower as lowering
 from o2cc.bpf.emit import ObjectFile, emit_object
 from o2cc.bpf.info import OpsTargetsInfo
 from o2cc.bpf.layout import Layout
-from o2cc.diagnostics import Diagnostic, SourceFile
+from o2cc.diagnostics import Diagnostic, SourceFile, Span
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Description
 from o2cc.lower.context import Unchecked
@@ -28,7 +29,7 @@ from o2cc.lower.targets import OpsTables
 from o2cc.passes.manager import Observer, Pass, PassContext, run_pipeline
 from o2cc.passes.registry import default_pipeline
 from o2cc.policy.checker import check
-from o2cc.policy.model import Action, CheckedPolicy
+from o2cc.policy.model import Action, CheckedPolicy, Grant
 from o2cc.policy.names import ParsedModule, Resolver
 from o2cc.syntax import nodes as syntax
 from o2cc.syntax.parser import parse
@@ -261,12 +262,20 @@ def statistics(compiled: Compiled, emitted: ObjectFile, watch: Stopwatch) -> dic
     }
 
 
-def _grant(compiled: Compiled, grant: object) -> dict[str, object]:
-    span = getattr(grant, "span")  # noqa: B009
-    text = compiled.sources.get(span.source, "")
-    line = SourceFile(span.source, text).position(span.start)[0]
+def _grant(compiled: Compiled, grant: Grant) -> dict[str, object]:
+    text = compiled.sources.get(grant.span.source, "")
+    line = SourceFile(grant.span.source, text).position(grant.span.start)[0]
     return {
-        "rule": " ".join(text[span.start : span.end].split()),
-        "reason": getattr(grant, "reason", ""),
-        "place": f"{span.source}:{line}",
+        "rule": _rule(text, grant.span),
+        "reason": grant.reason,
+        "place": f"{grant.span.source}:{line}",
     }
+
+
+def _rule(text: str, span: Span) -> str:
+    """A grant as the policy writes it, on one line; a place of `write behind` with its rule around it."""
+    rule = " ".join(text[span.start : span.end].split())
+    if rule.startswith("write"):
+        return rule
+    heads = re.findall(r"^\s*(write\b[^{}]*\{)", text[: span.start], re.MULTILINE)
+    return f"{' '.join(heads[-1].split())} {rule} }}" if heads else rule

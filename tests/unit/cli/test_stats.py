@@ -110,3 +110,14 @@ def test_other_files_are_refused(text: str, tmp_path: Path, capsys: pytest.Captu
     assert shown.out == ""
     assert "O2C0907" in shown.err
     assert str(path) in shown.err
+
+
+def test_every_grant_is_told_as_a_rule(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    policy = resource_directory("examples") / "ip6_output.o2c"
+    release = sorted(path.name for path in resource_directory("descriptions").iterdir())[0]
+    arguments = [str(policy), "-k", release, "--emit", "check", "--stats", str(figures)]
+    assert run(o2cc, "o2cc", arguments) == 0
+    rules = [grant["rule"] for grant in json.loads(figures.read_text())["grants"]]
+    assert [rule for rule in rules if not rule.startswith("write")] == []
+    assert any(rule.startswith("write behind struct net {") and rule.endswith("}") for rule in rules)
