@@ -13,9 +13,10 @@ import fnmatch
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.lower.caches import name_words
+from o2cc.lower.caches import PAYLOAD_CACHES, name_words
 from o2cc.lower.context import Lowering
 from o2cc.policy.model import Audition
 
@@ -39,13 +40,28 @@ def audition_parts(
         code.give_back(0)
         function = ir.Function("classify", ("base", "size", "cache_flags"), code.finish())
         tables = (_classes_table(()), _payload_table(()))
-        return (function,), tables, {"const(PAYLOAD_CACHES)": 0}
+        return (function,), tables, {"const(PAYLOAD_CACHES)": len(PAYLOAD_CACHES)}
     from o2cc.trees.lower import lower_tree
 
     lowered = lower_tree(tree, name="classify", outcome=_outcome(float(audition.confidence)))
     classes = tuple(_class_row(lowering, audition, name) for name in tree.classes)
-    all_tables = (*lowered.tables, _classes_table(classes), _payload_table(audition.accept_payload))
-    return lowered.functions, all_tables, {"const(PAYLOAD_CACHES)": len(audition.accept_payload)}
+    accepted = audition.accept_payload
+    _check_patterns(audition)
+    all_tables = (*lowered.tables, _classes_table(classes), _payload_table(accepted))
+    return lowered.functions, all_tables, {"const(PAYLOAD_CACHES)": len(accepted) + len(PAYLOAD_CACHES)}
+
+
+def _check_patterns(audition: Audition) -> None:
+    for name in audition.accept_payload:
+        if set(name.removesuffix("*")) & set("*?["):
+            raise DiagnosticError(
+                error(
+                    "O2C0513",
+                    f"the pattern `{name}` of a cache can only end in `*`",
+                    audition.span,
+                    help="list the caches, or the patterns that they begin with, one by one",
+                )
+            )
 
 
 def _outcome(required: float) -> Callable[[Leaf], int]:
@@ -70,8 +86,12 @@ def _classes_table(rows: tuple[tuple[int, int], ...]) -> ir.Table:
     return ir.Table("audition_classes", (("kind", 8), ("types", 8)), rows, max(1, len(rows)))
 
 
-def _payload_table(caches: tuple[str, ...]) -> ir.Table:
-    """Caches that hold what users send, whose objects the policy accepts by their content all the same."""
-    rows = tuple(tuple(number for word in name_words(name) for number in word) for name in caches)
+def _payload_table(accepted: tuple[str, ...]) -> ir.Table:
+    """Caches by name: those whose objects the policy accepts by their content, then those that hold what users send."""
+    rows = tuple(
+        (*(number for word in name_words(name) for number in word), payload)
+        for payload, names in ((0, accepted), (1, PAYLOAD_CACHES))
+        for name in names
+    )
     columns = tuple((f"{part}{word}", 8) for word in range(3) for part in ("mask", "name"))
-    return ir.Table("payload_caches", columns, rows, max(1, len(rows)), writable=True)
+    return ir.Table("payload_caches", (*columns, ("payload", 8)), rows, len(rows), writable=True)

@@ -43,10 +43,23 @@ INSTANCE_POINTERS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
 """Objects that a field of a named object points to: (symbol, its struct, path of the field)."""
 
 
+PAYLOAD_CACHES: tuple[str, ...] = (
+    "kmalloc*",  # mm/slab_common.c, 6.1 and 6.12
+    "dma-kmalloc*",
+    "skbuff_small_*",  # net/core/skbuff.c, 6.12: the data of small packets
+    "msg_msg*",  # ipc/msgutil.c, 6.12
+    "memdup_user*",  # mm/util.c, 6.12
+    "names_cache*",  # fs/dcache.c: paths
+)
+"""Caches whose objects hold what users send, so that their content proves nothing."""
+
+
 def name_words(name: str) -> tuple[tuple[int, int], ...]:
-    """Three (mask, value) pairs that compare the first 24 bytes of a C string with ``name``, its end included."""
-    data = name.encode()[:24]
-    data = data + b"\0" if len(data) < 24 else data
+    """Three (mask, value) pairs that compare the first 24 bytes of a C string with ``name``, its end included unless
+    it ends in ``*``."""
+    prefix = name.endswith("*")
+    data = name.removesuffix("*").encode()[:24]
+    data = data + b"\0" if len(data) < 24 and not prefix else data
     masks = b"\xff" * len(data)
     words: list[tuple[int, int]] = []
     for at in range(0, 24, 8):

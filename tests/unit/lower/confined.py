@@ -61,10 +61,14 @@ def policy_text(
 
 
 @cache
-def _compiled(text: str, tree: IntegerTree | None = None) -> tuple[CheckedPolicy, Lowered]:
+def _checked(text: str) -> CheckedPolicy:
     parsed = parse_policy(SourceFile("policy.o2c", text))
-    policy, _ = check(parsed, sctp(), FileResolver(Path()))
-    return policy, lower(policy, sctp(), library_sources(), tree)
+    return check(parsed, sctp(), FileResolver(Path()))[0]
+
+
+@cache
+def _compiled(text: str) -> tuple[CheckedPolicy, Lowered]:
+    return _checked(text), lower(_checked(text), sctp(), library_sources())
 
 
 def failures(tests: str, rules: str = "", **parts: str) -> list[str]:
@@ -150,8 +154,10 @@ class Confined:
 
 def confined(rules: str = "", tree: IntegerTree | None = None, **parts: str) -> Confined:
     """A policy with these rules, in a world of its own."""
-    policy, lowered = _compiled(policy_text(rules, **parts), tree)
-    return Confined(policy, lowered)
+    text = policy_text(rules, **parts)
+    if tree is not None:
+        return Confined(_checked(text), lower(_checked(text), sctp(), library_sources(), tree))
+    return Confined(*_compiled(text))
 
 
 def offset_of(struct: str, path: str) -> int:
