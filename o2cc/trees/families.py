@@ -80,7 +80,7 @@ def run_linear(
     """Multinomial logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(max_iter=100, class_weight="balanced", random_state=seed)
+    model = LogisticRegression(max_iter=60, class_weight="balanced", random_state=seed)
     model.fit(dense_inputs(features, vectors), target)
     shares = model.predict_proba(dense_inputs(features, held_out))
     outputs = len(model.classes_) if len(model.classes_) > 2 else 1
@@ -96,7 +96,7 @@ def run_network(
     from sklearn.neural_network import MLPClassifier
 
     hidden = 32
-    model = MLPClassifier((hidden,), max_iter=40, random_state=seed)
+    model = MLPClassifier((hidden,), max_iter=30, random_state=seed)
     model.fit(dense_inputs(features, vectors), target)
     shares = model.predict_proba(dense_inputs(features, held_out))
     outputs = len(model.classes_)
