@@ -6,8 +6,8 @@ the outcome in r0.  It writes nothing and calls nothing but its own further part
 
 How a test `w <= t` is made, the first of these that is exact:
 
-    32-bit      the paths here leave w one upper half: compare the lower halves, any immediate
     immediate   t or t + 1 is a sign-extended 32-bit immediate: compare the whole word
+    32-bit      the paths here leave w one upper half: compare the lower halves, any immediate
     upper half  t ends in 32 ones: load the upper half only and compare it with t >> 32
     register    load t into a register (two slots) and compare the whole word
 
@@ -77,10 +77,10 @@ def comparison_of(node: Choice, interval: Interval) -> Comparison:
     """The cheapest exact comparison for a test whose feature is in `interval`."""
     low, high = interval
     threshold = node.threshold
-    if low >> 32 == high >> 32 and low >> 32:
-        form = Form.LOWER
-    elif fits_immediate(threshold) or fits_immediate(threshold + 1):
+    if fits_immediate(threshold) or fits_immediate(threshold + 1):
         form = Form.IMMEDIATE
+    elif low >> 32 == high >> 32:
+        form = Form.LOWER
     elif threshold & LOWER_HALF == LOWER_HALF:
         form = Form.UPPER
     else:

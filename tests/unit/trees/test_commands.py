@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import joblib
@@ -13,6 +14,7 @@ from made_trees import build
 from sklearn.tree import DecisionTreeClassifier
 from synthetic_profiles import rows, write
 
+import o2cc
 from o2cc.cli.train import train
 from o2cc.cli.tree import tree as tree_command
 from o2cc.report.explain import explanation
@@ -153,9 +155,8 @@ def test_train_refuses_an_unknown_own_label(tmp_path: Path) -> None:
 
 
 def test_every_code_of_trees_has_a_page() -> None:
-    sources = [*Path("o2cc/trees").glob("*.py"), *Path("o2cc/cli").glob("t*.py")]
-    import re
-
+    package = Path(o2cc.__file__).parent
+    sources = [*(package / "trees").glob("*.py"), *(package / "cli").glob("t*.py")]
     used = {code for path in sources for code in re.findall(r"O2C07\d\d", path.read_text())}
     assert len(used) > 15
     assert [code for code in sorted(used) if explanation(code) is None] == []
