@@ -29,6 +29,25 @@ CACHE_STRUCTS: Mapping[str, str] = {
     "task_struct": "task_struct",  # kernel/fork.c
 }
 
+SOCKET_BASES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "tcp_sock",
+            "tcp6_sock",
+            "udp_sock",
+            "udp6_sock",
+            "raw_sock",
+            "raw6_sock",
+            "sctp_sock",
+            "sctp6_sock",
+        ),
+        ("inet_sock", "sock"),
+    ),
+    "inet_sock": ("sock",),
+    "unix_sock": ("sock",),
+}
+"""What such structs begin with, where a description does not know the struct itself (include/net, 6.1)."""
+
 INSTANCES: Mapping[str, tuple[str, ...]] = {
     "net": ("init_net",),  # net/core/net_namespace.c
     "task_struct": ("init_task",),  # init/init_task.c

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.kernel.description import Description, Function, Section, Site, StaticAddress
+from o2cc.kernel.description import Description, Function, Section, Site, StaticAddress, Target
 
 UNKNOWN_HEIGHT = 0xFFFF
 BY_FRAME_POINTER = 0xFFFE
 KIND_DATA = 1
 KIND_TEXT = 2
+KIND_CONSTANT = 3
 HASH_MULTIPLIER = 2654435769  # as in library/store.ir; Knuth's multiplicative hash, 2**32 / golden ratio
 
 
@@ -32,16 +33,21 @@ def flat_starts(description: Description) -> dict[str, int]:
     return starts
 
 
-def section_kind(section: Section) -> int:
-    """Kind of a row of the table `layout`: own data that may be written, own code, or neither.
+def section_kind(section: Section, target: Target) -> int:
+    """Kind of a row of the table `layout`: own data that may be written, own constants, own code, or neither.
 
     Data is what the module's authors declared: ``.data*`` and ``.bss*``.  Sections that the kernel's own machinery
-    writes (``__bug_table``, ``.gnu.linkonce.this_module`` ...) are not the compartment's to change.
+    writes (``__bug_table``, ``.gnu.linkonce.this_module`` ...) are not the compartment's to change.  The sections of
+    built-in code are those of the whole kernel: no data there is own but what the policy names.
     """
     if section.executable:
         return KIND_TEXT
+    if target.kind != "module":
+        return 0
+    if section.name.startswith(".rodata") or section.after_init_readonly:
+        return KIND_CONSTANT
     declared = section.name.startswith((".data", ".bss")) and section.writable
-    return KIND_DATA if declared and not section.after_init_readonly else 0
+    return KIND_DATA if declared else 0
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def emit_layout(code: Builder, description: Description) -> None:
     """Instructions that fill the table `layout`."""
     starts = flat_starts(description)
     for row, section in enumerate(description.sections):
-        kind = section_kind(section)
+        kind = section_kind(section, description.target)
         if section.anchor_symbol is None or section.initial or section.per_cpu or kind == 0:
             continue
         anchor = code.symbol(section.anchor_symbol)

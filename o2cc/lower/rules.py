@@ -8,14 +8,16 @@ a *scope class*; a grant row holds the mask of the classes that it is for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Description, TypeTable
-from o2cc.lower.caches import CACHE_STRUCTS, INSTANCES, name_words
+from o2cc.lower.caches import CACHE_STRUCTS, INSTANCES, SOCKET_BASES, name_words
 from o2cc.lower.places import symbol_address
 from o2cc.policy.model import CheckedPolicy, Scope, StructGrant, SymbolGrant
 from o2cc.policy.ranges import decide, normalize
@@ -42,6 +44,10 @@ class Types:
             first = next((m for m in layout.members if m.offset_bits == 0), None) if layout else None
             struct = first.type.name if first is not None and first.type.kind == "struct" else None
         return mask
+
+    def mask_of_all(self, structs: Iterable[str]) -> int:
+        """Mask of several structs together."""
+        return functools.reduce(operator.or_, map(self.mask, structs), 0)
 
 
 def number_types(policy: CheckedPolicy, description: Description) -> Types:
@@ -134,9 +140,9 @@ def _searched_table(
 def cache_table(types: Types) -> ir.Table:
     """Dedicated caches whose objects have a granted type: (mask, value) of three name words, types."""
     rows = tuple(
-        (*(number for word in name_words(name) for number in word), types.mask(struct))
+        (*(number for word in name_words(name) for number in word), mask)
         for name, struct in sorted(CACHE_STRUCTS.items())
-        if types.mask(struct)
+        if (mask := types.mask_of_all((struct, *SOCKET_BASES.get(struct, ()))))
     )
     columns = tuple((f"{part}{word}", 8) for word in range(3) for part in ("mask", "name"))
     return _searched_table("caches", (*columns, ("types", 8)), rows)

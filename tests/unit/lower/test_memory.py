@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import pytest
 
+from o2cc.kernel import store
 from o2cc.lower.constants import kernel_constants
+from o2cc.lower.places import KIND_DATA, section_kind
 from o2cc.simulation.world import PAGE, USER
 from tests.unit.lower.confined import (
     FINAL,
     HELD,
     OWN,
+    RELEASE,
     TRANSITION,
     TYPED,
     Confined,
     confined,
     failures,
     offset_of,
+    sctp,
 )
 
 GRANTS = """
@@ -194,6 +198,32 @@ def test_the_end_of_memory_is_nobodys(kernel: Confined) -> None:
     kernel.store(USER)  # reads the addresses of the sections
     assert kernel.call("in_own_data", 2**64 - 1, 1) == 0
     assert kernel.call("is_owned", 2**64 - 1, 0, 0, 0) == 0
+
+
+def test_own_constants_are_own_and_not_writable(kernel: Confined) -> None:
+    """Catches a table of the module's own that is refused as an argument, and one that may be written."""
+    constant = kernel.world.sections[".rodata"] + 16
+    assert kernel.store(constant, 8) == "deny"
+    assert kernel.call("is_owned", constant, 0, 0, 0) == 1
+    assert kernel.call("is_freeable", constant, 0, 0) == 0
+
+
+def test_data_of_the_kernel_is_not_that_of_built_in_code() -> None:
+    """Catches a compartment of built-in functions that owns all of the kernel's data."""
+    (path,) = store.bundled("ip6_output", RELEASE)
+    target = store.load(path).target
+    section = sctp().section_by_name[".data"]
+    assert section_kind(section, sctp().target) == KIND_DATA
+    assert section_kind(section, target) == 0
+
+
+def test_granted_fields_of_a_named_object_may_be_written() -> None:
+    """Catches `init_net`, which lies in no slab and has its type by its name."""
+    kernel = confined("    write struct net { sctp.addr_waitq }")
+    net = kernel.world.data("init_net")
+    assert kernel.store(net + offset_of("net", "sctp.addr_waitq"), 8) == "allow"
+    assert kernel.store(net + offset_of("net", "sctp.addr_waitq") + 16, 8) == "deny"
+    assert kernel.store(kernel.world.data("init_task") + 64, 8) == "deny"
 
 
 def test_held_memory_is_written_whole_whatever_its_type(kernel: Confined) -> None:
