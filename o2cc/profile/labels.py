@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What type a sampled object has, and how that is known.
+
+The first of these that applies gives (label, evidence):
+
+    payload   its cache or the function that allocated it is for what users send or ask for
+    cache     an unmerged cache of its own, whose struct is known or has the cache's name
+    result    the allocating function returns `struct T *`, and the object has the size of T
+    table     the allocating function is in `ALLOCATORS`, and the object has the size of its struct
+    site      else: the allocating function and the object's size
+
+A size check is part of every rule that goes by a function: many functions allocate more than what they return.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from o2cc.diagnostics import DiagnosticError
+from o2cc.kernel import btf as kinds
+from o2cc.kernel.btf import Btf
+from o2cc.lower.caches import CACHE_STRUCTS
+from o2cc.profile.samples import Sample
+
+PAYLOAD = "payload"
+
+PAYLOAD_CACHES = frozenset({"names_cache", "skbuff_small_head"})
+"""fs/namei.c (paths from user space); net/core/skbuff.c (small packet heads, 6.12)."""
+
+PAYLOAD_FUNCTIONS = frozenset(
+    {
+        # packet data: net/core/skbuff.c (6.1, 6.12)
+        "__alloc_skb",
+        "kmalloc_reserve",
+        "pskb_expand_head",
+        "__netdev_alloc_skb",
+        "__napi_alloc_skb",
+        "napi_alloc_skb",
+        "skb_copy_ubufs",
+        # message queues: ipc/msgutil.c; user keys: security/keys/user_defined.c
+        "load_msg",
+        "alloc_msg",
+        "user_preparse",
+        # copies of user memory: mm/util.c; paths: fs/namei.c
+        "memdup_user",
+        "vmemdup_user",
+        "memdup_user_nul",
+        "strndup_user",
+        "getname_flags",
+        # extended attributes, what is written to or read from kernfs and seq files
+        "simple_xattr_alloc",
+        "setxattr_copy",
+        "kernfs_fop_write_iter",
+        "seq_buf_alloc",
+        "seq_read_iter",
+        "single_open_size",
+    }
+)
+
+ALLOCATORS: Mapping[str, str] = {
+    # net/sctp: functions that do not return what they allocate, or have it inlined (6.1, 6.12)
+    "sctp_chunkify": "sctp_chunk",
+    "_sctp_make_chunk": "sctp_chunk",
+    "sctp_get_port_local": "sctp_bind_bucket",
+    "sctp_add_bind_addr": "sctp_sockaddr_entry",
+    "sctp_v4_copy_addrlist": "sctp_sockaddr_entry",
+    "sctp_v6_copy_addrlist": "sctp_sockaddr_entry",
+    "sctp_inetaddr_event": "sctp_sockaddr_entry",
+    "sctp_inet6addr_event": "sctp_sockaddr_entry",
+    "sctp_stream_init_ext": "sctp_stream_out_ext",
+    "sctp_datamsg_from_user": "sctp_datamsg",
+    "sctp_endpoint_new": "sctp_endpoint",
+    "sctp_association_new": "sctp_association",
+    "sctp_transport_new": "sctp_transport",
+    "sctp_auth_shkey_create": "sctp_shared_key",
+    # fs
+    "alloc_pipe_info": "pipe_inode_info",
+    "single_open": "seq_operations",
+}
+
+
+@dataclass(frozen=True)
+class Function:
+    """Where an address is: a function, without the suffixes that the compiler gave, and its module ("": none)."""
+
+    name: str
+    module: str
+
+
+class TextSymbols:
+    """Functions by address."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        """``lines`` are those of /proc/kallsyms."""
+        found: list[tuple[int, str, str]] = []
+        for line in lines:
+            parts = line.split()
+            if parts[1] in "tTwW":
+                module = parts[3].strip("[]") if len(parts) > 3 else ""
+                found.append((int(parts[0], 16), parts[2], module))
+        found.sort()
+        self._functions = found
+        self._starts = [start for start, _, _ in found]
+
+    def function(self, return_address: int) -> Function | None:
+        """The function that a return address lies in; None below every function."""
+        index = bisect_right(self._starts, return_address - 1) - 1
+        if index < 0 or not self._starts[index]:
+            return None
+        _, name, module = self._functions[index]
+        return Function(name.split(".")[0], module)
+
+
+class Types:
+    """What BTF says of functions' results and of sizes of structs; broken parts say nothing."""
+
+    def __init__(self, kernel: Btf, module: Callable[[str], Btf | None]) -> None:
+        """``module`` gives the BTF of a loaded module, None when it has none."""
+        self._kernel = kernel
+        self._module = module
+        self._modules: dict[str, Btf] = {}
+
+    def _of(self, module: str) -> Btf:
+        if module and module not in self._modules:
+            self._modules[module] = self._module(module) or self._kernel
+        return self._modules[module] if module else self._kernel
+
+    def size(self, struct: str, module: str) -> int | None:
+        """Bytes of a struct."""
+        btf = self._of(module)
+        try:
+            id = btf.find(struct, kinds.STRUCT)
+            return None if id is None else btf.type(id).reference
+        except DiagnosticError:
+            return None
+
+    def result(self, function: str, module: str) -> str | None:
+        """T, when the function returns `struct T *`."""
+        btf = self._of(module)
+        try:
+            id = btf.find(function, kinds.FUNC)
+            if id is None:
+                return None
+            pointer = btf.strip(btf.type(btf.type(id).reference).reference)
+            if not pointer or btf.kind(pointer) != kinds.PTR:
+                return None
+            target = btf.strip(btf.type(pointer).reference)
+            if not target or btf.kind(target) != kinds.STRUCT:
+                return None
+            return btf.type(target).name or None
+        except DiagnosticError:
+            return None
+
+
+@dataclass(frozen=True)
+class Label:
+    """A type, or the site that stands for it, and how it is known."""
+
+    name: str
+    evidence: str
+
+    @property
+    def is_type(self) -> bool:
+        """Whether it names a struct or payload, not a mere site."""
+        return self.evidence != "site"
+
+
+class Labeller:
+    """Labels samples of one boot; sites are looked up once each."""
+
+    def __init__(self, symbols: TextSymbols, types: Types) -> None:
+        self._symbols = symbols
+        self._types = types
+        self._known: dict[tuple[int, str, int, int, bool], Label] = {}
+
+    def label(self, sample: Sample) -> Label:
+        """The label of a sample."""
+        key = (sample.site, sample.cache, sample.asked, sample.size, sample.references == 1)
+        if key not in self._known:
+            self._known[key] = self._find(sample)
+        return self._known[key]
+
+    def _find(self, sample: Sample) -> Label:
+        function = self._symbols.function(sample.site)
+        name, module = (function.name, function.module) if function else ("unknown", "")
+        if sample.references == 1 and not sample.asked:
+            if sample.cache in PAYLOAD_CACHES:
+                return Label(PAYLOAD, "payload")
+            struct = CACHE_STRUCTS.get(sample.cache)
+            if struct is None and self._fits(sample.cache, module, sample):
+                struct = sample.cache
+            if struct is not None:
+                return Label(struct, "cache")
+        if name in PAYLOAD_FUNCTIONS:
+            return Label(PAYLOAD, "payload")
+        for evidence, candidate in (
+            ("table", ALLOCATORS.get(name)),
+            ("result", self._types.result(name, module)),
+        ):
+            if candidate is not None and self._fits(candidate, module, sample):
+                return Label(candidate, evidence)
+        return Label(f"site:{name}/{sample.size}", "site")
+
+    def _fits(self, struct: str, module: str, sample: Sample) -> bool:
+        """Whether an object has the size of a struct: exactly what kmalloc was asked for; in a cache, which may be
+        merged with another of nearly the same size, up to a word more (mm/slab_common.c find_mergeable, 6.1)."""
+        size = self._types.size(struct, module)
+        if size is None:
+            return False
+        return sample.asked == size if sample.asked else size <= sample.size < size + 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a profile carries a type: sites and samples, of all."""
+
+    typed_sites: int
+    sites: int
+    typed_samples: int
+    samples: int
+
+
+def share(samples: Sequence[Sample], labels: Sequence[Label]) -> Share:
+    """The share of allocation sites and of samples whose label is a type."""
+    typed = {sample.site for sample, label in zip(samples, labels, strict=True) if label.is_type}
+    return Share(
+        len(typed),
+        len({sample.site for sample in samples}),
+        sum(label.is_type for label in labels),
+        len(samples),
+    )
