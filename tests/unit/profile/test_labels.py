@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels of samples, and the file that they are written to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from o2cc.profile.labels import Label, Labeller, TextSymbols, share
+from o2cc.profile.samples import RECORD, Sample, decode
+from o2cc.profile.write import at_most_per_class, write_profile
+from o2cc.trees.dataset import read_profiles
+from o2cc.trees.features import Layout
+
+SYMBOLS = """\
+ffffffff81000100 T alloc_thing
+ffffffff81000200 t alloc_msg.isra.0
+ffffffff81000300 T helper
+ffffffff81000400 D data
+ffffffffc0000100 t sctp_chunkify\t[sctp]
+""".splitlines()
+
+KMALLOC = Sample("free", 0xFFFFFFFF81000180, 64, 0xFF11000000001000, 0, "kmalloc-64", 64, 0, 1, (0,) * 8)
+SIZES = {"thing": 64, "sctp_chunk": 240, "vm_area_struct": 200, "sk_buff": 232}
+
+
+class FakeTypes:
+    """BTF of which the tests say what it tells."""
+
+    def size(self, struct: str, module: str) -> int | None:
+        return SIZES.get(struct)
+
+    def result(self, function: str, module: str) -> str | None:
+        return {"alloc_thing": "thing"}.get(function)
+
+
+def label(sample: Sample) -> Label:
+    return Labeller(TextSymbols(SYMBOLS), FakeTypes()).label(sample)  # type: ignore[arg-type]
+
+
+def test_the_result_of_the_allocating_function_is_the_type() -> None:
+    assert label(KMALLOC) == Label("thing", "result")
+
+
+def test_another_size_than_the_results_is_only_a_site() -> None:
+    assert label(replace(KMALLOC, asked=56)) == Label("site:alloc_thing/64", "site")
+
+
+def test_a_return_address_at_the_end_belongs_to_the_function_before_it() -> None:
+    assert label(replace(KMALLOC, site=0xFFFFFFFF81000200)) == Label("thing", "result")
+
+
+def test_messages_are_payload_whatever_suffix_the_compiler_gave() -> None:
+    assert label(replace(KMALLOC, site=0xFFFFFFFF81000210)) == Label("payload", "payload")
+
+
+@pytest.mark.parametrize(
+    ("cache", "references", "expected"),
+    [
+        ("vm_area_struct", 1, Label("vm_area_struct", "cache")),
+        ("vm_area_struct", 2, Label("site:helper/200", "site")),
+        ("skbuff_head_cache", 1, Label("sk_buff", "cache")),
+        ("names_cache", 1, Label("payload", "payload")),
+        ("unheard_of", 1, Label("site:helper/200", "site")),
+    ],
+)
+def test_an_unmerged_cache_of_its_own_tells_the_type(cache: str, references: int, expected: Label) -> None:
+    sample = replace(KMALLOC, site=0xFFFFFFFF81000310, asked=0, cache=cache, size=200, references=references)
+    assert label(sample) == expected
+
+
+def test_an_allocator_of_the_table_in_a_merged_cache() -> None:
+    sample = replace(KMALLOC, site=0xFFFFFFFFC0000180, asked=0, cache="anything", size=240, references=3)
+    assert label(sample) == Label("sctp_chunk", "table")
+    assert label(replace(sample, size=256)).evidence == "site"
+
+
+def test_an_unknown_site_has_a_label_too() -> None:
+    assert label(replace(KMALLOC, site=5)) == Label("site:unknown/64", "site")
+
+
+def test_records_without_a_size_are_no_samples() -> None:
+    assert decode(RECORD.pack(*([0] * 43))) is None
+    assert decode(RECORD.pack(2, 1, 0, 8, 8, 0, *([0] * 37))) is None
+    sample = decode(RECORD.pack(2, 1, 0, 8, 8, 20, *([0] * 37)))
+    assert sample is not None
+    assert sample.words == (0, 0), "only whole words of the object"
+
+
+def test_a_class_has_at_most_its_limit_at_each_moment() -> None:
+    samples = [KMALLOC] * 5 + [replace(KMALLOC, moment="access")] * 2
+    labels = [Label("thing", "result")] * 7
+    kept, kept_labels = at_most_per_class(samples, labels, 3)
+    assert [sample.moment for sample in kept] == ["free"] * 3 + ["access"] * 2
+    assert len(kept_labels) == 5
+
+
+def test_the_share_of_what_has_a_type() -> None:
+    samples = [KMALLOC, KMALLOC, replace(KMALLOC, site=1)]
+    result = share(samples, [Label("thing", "result")] * 2 + [Label("site:x/64", "site")])
+    assert (result.typed_sites, result.sites, result.typed_samples, result.samples) == (1, 2, 2, 3)
+
+
+def test_a_profile_is_what_training_reads(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    layout = Layout(*range(11))
+    samples = [replace(KMALLOC, words=tuple(range(8))), replace(KMALLOC, moment="access")]
+    write_profile(
+        path,
+        samples,
+        [Label("thing", "result")] * 2,
+        kernel="6.1.0",
+        boot="b",
+        workload="w",
+        layout=layout,
+    )
+    profile = read_profiles([path])
+    assert list(profile.label) == ["thing", "thing"]
+    assert list(profile.evidence) == ["result", "result"]
+    assert list(profile.moment) == ["free", "access"]
+    assert profile.objects.words[0].tolist() == list(range(8))
+    assert profile.objects.layout[0].tolist() == list(range(11))
