@@ -34,6 +34,7 @@ _SECTION_REASONS = {
     ".init.text": "its code is freed after initialization",
     ".static_call.text": "a static call's trampoline is rewritten at run time",
 }
+RETURN_BEHIND = "the kernel makes of the return behind it what the machine needs"
 _KEPT = frozenset({"retpoline", "return", "call_thunk", "lock", "endbr"})
 
 
@@ -197,6 +198,9 @@ def _obstacle(context: ProbeContext, item: Instruction) -> tuple[str | None, int
     while reach < JUMP_SIZE:
         if current is None:
             return "the displaced bytes pass the end of the decoded code", 0
+        if current.flow == Flow.RETURN and current.address != start:
+            # It becomes a `ret`, which can be displaced, or a jump to some thunk, which cannot.
+            return RETURN_BEHIND, 0
         if current.boost == Boost.NEVER or (current.boost == Boost.SINCE_6_9 and not context.group_boost):
             return f"`{current.mnemonic}` cannot be displaced", 0
         reach += current.length

@@ -4,6 +4,7 @@
 import pytest
 
 from o2cc.kernel.boost import Boost, boost_class
+from o2cc.kernel.probes import RETURN_BEHIND
 
 from .build import analyse, function, one, site
 
@@ -30,6 +31,11 @@ def test_the_displaced_instructions_must_be_movable() -> None:
     assert site(one("lock add dword ptr [rdi], 1" + TAIL), "read_modify_write").probe.jump_optimizable
     assert site(one("rep stosq" + TAIL), "string").probe.jump_optimizable
     assert not site(one("mov [rdi], rsi"), "store").probe.jump_optimizable
+
+
+def test_a_return_behind_a_place_depends_on_the_machine() -> None:
+    probe = site(one("mov [rdi + 8], rsi\njmp __x86_return_thunk\nint3"), "store").probe
+    assert (probe.jump_optimizable, probe.reason) == (False, RETURN_BEHIND)
 
 
 def test_groups_are_displaced_since_6_9() -> None:
