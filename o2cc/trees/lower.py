@@ -204,7 +204,8 @@ def word_class() -> ir.Function:
 def resolve_areas() -> ir.Function:
     """``resolve_areas(unused)``: bounds of the areas in this boot, as `Layout.of_kernel` computes them.
 
-    Idempotent; `kernel_text` is written last, since it says that the rest is there.
+    Idempotent; `kernel_text` is written last, since it says that the rest is there.  Inline: a store's check, an
+    audition and its tree leave no frame for it.
     """
     code = Builder()
     page_offset = code.read(8, code.symbol("page_offset_base"))
@@ -230,4 +231,4 @@ def resolve_areas() -> ir.Function:
     for field, value in values.items():
         code.store(AREAS, 0, field, value)
     code.give_back(1)
-    return ir.Function("resolve_areas", ("unused",), code.finish())
+    return ir.Function("resolve_areas", ("unused",), code.finish(), inline=True)

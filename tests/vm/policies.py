@@ -29,12 +29,20 @@ POLICY = PROJECT / "tests/kernel/victim/victim.o2c"
 SCTP_POLICY = PROJECT / "examples/sctp.o2c"
 SCTP_OBJECT = "sctp.shape.bpf.o"
 _REPORT = "on violation report"
+_AUDITION = """transition { until quiescent, at most 60 s }
+    audition "victim.tree.json" at access, free {
+        require confidence >= 0.9
+        accept own { victim_object }
+        accept payload "kmalloc-96"
+    }
+    """
 VARIANTS: Mapping[str, str] = {
     "report": _REPORT,
     "deny": "on violation deny",
     "strict": "probes strict\n    on violation deny",
     "kill": "on violation kill",
     "transition": "transition { until quiescent, at most 60 s }\n    on violation report",
+    "audition": _AUDITION + "on violation report",
     "transition-deny": "transition { until quiescent, at most 60 s }\n    on violation deny",
 }
 OBJECTS = (
@@ -95,6 +103,7 @@ def prepare(kernel: Kernel) -> list[Path]:
 def _inputs(modules: Path) -> Iterator[Path]:
     yield modules / "victim.ko"
     yield POLICY
+    yield POLICY.with_suffix(".tree.json")
     for directory, pattern in (
         ("o2cc", "*.py"),
         ("o2cc", "*.ir"),
