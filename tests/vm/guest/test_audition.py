@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects from before loading, judged by a tree in the kernel (tests/kernel/victim/victim.tree.json).
+
+The victim's old object is 88 zeroed bytes of kmalloc-96, the bystander's 64 bytes of kmalloc-64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from o2cc.runtime import loader, state
+from o2cc.runtime.loader import LoadOptions
+from o2cc.runtime.phases import set_phase
+from o2cc.runtime.status import gather
+from tests.vm.guest.victim_support import NAME, Victim, events, loaded, names_of, unload_all
+from tests.vm.policies import guest_object
+
+OLD_OBJECT, OLD_FOREIGN = 18, 19
+ONE_FUNCTION = LoadOptions(wanted=lambda site: site.function == "store_word")
+
+
+@pytest.fixture
+def victim() -> Iterator[Victim]:
+    unload_all()
+    device = Victim()
+    yield device
+    device.close()
+    if NAME in state.names():
+        loader.unload(NAME)
+
+
+def test_an_own_object_is_accepted_and_stays_writable(victim: Victim) -> None:
+    with loaded(guest_object("audition"), ONE_FUNCTION):
+        assert gather(NAME).phase == "transition"
+        victim.run(OLD_OBJECT)
+        victim.run(OLD_OBJECT)
+        assert events()[0] == []
+        set_phase(NAME, "final")
+        victim.run(OLD_OBJECT)
+        assert events()[0] == [], "the verdict lasts until the object is freed"
+
+
+def test_a_foreign_object_is_caught_at_its_first_access(victim: Victim) -> None:
+    with loaded(guest_object("audition"), ONE_FUNCTION):
+        victim.run(OLD_FOREIGN)
+        assert names_of(events()[0]) == (("store", "store_word"),), "certain, not provisional"
+
+
+def test_without_the_tree_both_are_only_untracked(victim: Victim) -> None:
+    with loaded(guest_object("transition"), ONE_FUNCTION):
+        victim.run(OLD_OBJECT)
+        victim.run(OLD_FOREIGN)
+        assert names_of(events()[0]) == (("untracked object", "store_word"),) * 2
