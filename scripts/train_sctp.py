@@ -14,7 +14,6 @@ for everything else: a policy for SCTP asks of an object whether SCTP may touch 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from o2cc.profile.labels import PAYLOAD
+from o2cc.trees.dataset import read_profiles
+from o2cc.trees.file import write_tree
+from o2cc.trees.report import report_as_text
+from o2cc.trees.study import study
+from o2cc.trees.train import Options
+from o2cc.trees.train import train as train_tree
 from scripts.fetch_kernels import SERIES, ensure
 from tests.vm.machine import run
 
@@ -33,6 +38,8 @@ OWN_PREFIX = "sctp"
 SHARED = frozenset({"sk_buff", "sock", "socket_alloc"})
 BUDGET = 1500
 """BPF instructions of the tree in a policy: about 200 leaves at most."""
+LEAST_IN_MACRO = 20
+"""Samples of a class that counts in the report's macro figures."""
 
 
 def record_boots(directory: Path, boots: int, series: tuple[str, ...], seconds: float, limit: float) -> None:
@@ -67,19 +74,14 @@ def reduce_profiles(paths: list[Path], output: Path) -> None:
     pq.write_table(table.set_column(column, "label", pa.array(labels)), output)
 
 
-def train(profile: Path) -> str:
+def train(profile: Path, sources: list[Path]) -> str:
     """Train, write the tree, and give back the report."""
-    names = set(pq.read_table(profile, columns=["label"]).column("label").to_pylist())
-    own = [name for name in sorted(names) if name.startswith(OWN_PREFIX)]
-    command = [
-        *(sys.executable, "-m", "o2cc.cli.o2c", "train", str(profile), "-o", str(TREE)),
-        *("--budget", str(BUDGET), "--no-families"),
-    ]
-    with_own = [*command, *(word for name in own for word in ("--own", name))]
-    done = subprocess.run(with_own, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(done.stderr)
-    return done.stdout
+    options = Options(budget=BUDGET, leaves=(32, 128, 200))
+    trained = train_tree(read_profiles([profile]), options, [path.name for path in sources])
+    write_tree(trained.tree, TREE)
+    own = frozenset(name for name in trained.tree.classes if name.startswith(OWN_PREFIX))
+    result = study(trained, own=own, least=LEAST_IN_MACRO, seed=options.seed, families=False)
+    return "\n".join([*(warning.message for warning in trained.warnings), *report_as_text(trained, result)])
 
 
 def main() -> None:
@@ -106,10 +108,10 @@ def main() -> None:
         sys.exit(f"no profiles in {arguments.profiles}")
     merged = arguments.profiles / "sctp-all.parquet"
     reduce_profiles(paths, merged)
-    report = train(merged)
+    report = train(merged, paths)
     boots = {path.parent.name for path in paths}
     REPORT.write_text(
-        f"Trained by scripts/train_sctp.py on {len(paths)} profiles of {len(boots)} boots.\n\n{report}",
+        f"Trained by scripts/train_sctp.py on {len(paths)} profiles of {len(boots)} boots.\n\n{report}\n",
         encoding="utf-8",
     )
     print(f"{TREE.relative_to(PROJECT)}, {REPORT.relative_to(PROJECT)}")
