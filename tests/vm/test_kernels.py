@@ -18,7 +18,7 @@ import pytest
 
 from o2cc.diagnostics import DiagnosticError
 from scripts.fetch_kernels import FetchError, ensure
-from tests.vm import kbuild, policies
+from tests.vm import examples, kbuild, policies
 from tests.vm.machine import MachineError, missing_tools, run
 from tests.vm.report import REPORT_NAME, problems, summary_line
 from tests.vm.reporter import NOT_RUN, SUMMARY, Reporter
@@ -52,6 +52,10 @@ def test_guest_session(kernel: str, request: pytest.FixtureRequest, tmp_path: Pa
         policies.prepare_sctp(image)
     except (DiagnosticError, OSError) as error:
         not_built.append(f"the victim's policies do not compile: {error}")
+    try:
+        examples.prepare(image)
+    except (DiagnosticError, OSError) as error:
+        not_built.append(f"the example policies do not compile: {error}")
 
     base: Path | None = config.getoption("--vm-results")
     results = base / kernel if base else tmp_path
