@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,8 @@ def record(
     seconds: float,
     per_site: int,
     progress: Callable[[int, int], None] = lambda samples, lost: None,
-    enough: Callable[[], bool] = lambda: False,
 ) -> Recording:
-    """Record for a time, or until ``enough``.  ``progress`` is told of samples and lost records.
+    """Record for a time, or until interrupted.  ``progress`` is told of samples and lost records.
 
     Nothing of it stays in the kernel, also when the process is killed: links live as long as their descriptors.
     Raises DiagnosticError: O2C0510, O2C0820 (refused), O2C0821 (a hook), O2C0850.
@@ -108,9 +107,10 @@ def record(
         with ExitStack() as links:
             _attach(info, loaded, links)
             end = time.monotonic() + seconds
-            while (left := end - time.monotonic()) > 0 and not enough():
-                buffer.poll(min(_POLL, int(left * 1000) + 1))
-                progress(len(samples), _counters(info, maps).lost_records)
+            with suppress(KeyboardInterrupt):
+                while (left := end - time.monotonic()) > 0:
+                    buffer.poll(min(_POLL, int(left * 1000) + 1))
+                    progress(len(samples), _counters(info, maps).lost_records)
         buffer.poll(0)
         areas = _row(info, maps, "areas")
         return Recording(
