@@ -41,7 +41,6 @@ PAYLOAD_FUNCTIONS = frozenset(
         "skb_copy_ubufs",
         # message queues: ipc/msgutil.c; user keys: security/keys/user_defined.c
         "load_msg",
-        "alloc_msg",
         "user_preparse",
         # copies of user memory: mm/util.c; paths: fs/namei.c
         "memdup_user",
@@ -53,16 +52,13 @@ PAYLOAD_FUNCTIONS = frozenset(
         "simple_xattr_alloc",
         "setxattr_copy",
         "kernfs_fop_write_iter",
-        "seq_buf_alloc",
         "seq_read_iter",
         "single_open_size",
     }
 )
 
 ALLOCATORS: Mapping[str, str] = {
-    # net/sctp: functions that do not return what they allocate, or have it inlined (6.1, 6.12)
-    "sctp_chunkify": "sctp_chunk",
-    "_sctp_make_chunk": "sctp_chunk",
+    # net/sctp: functions that do not return what they allocate (6.1, 6.12)
     "sctp_get_port_local": "sctp_bind_bucket",
     "sctp_add_bind_addr": "sctp_sockaddr_entry",
     "sctp_v4_copy_addrlist": "sctp_sockaddr_entry",
@@ -70,11 +66,6 @@ ALLOCATORS: Mapping[str, str] = {
     "sctp_inetaddr_event": "sctp_sockaddr_entry",
     "sctp_inet6addr_event": "sctp_sockaddr_entry",
     "sctp_stream_init_ext": "sctp_stream_out_ext",
-    "sctp_datamsg_from_user": "sctp_datamsg",
-    "sctp_endpoint_new": "sctp_endpoint",
-    "sctp_association_new": "sctp_association",
-    "sctp_transport_new": "sctp_transport",
-    "sctp_auth_shkey_create": "sctp_shared_key",
     # fs
     "alloc_pipe_info": "pipe_inode_info",
     "single_open": "seq_operations",

@@ -16,14 +16,14 @@ from o2cc.trees.features import Layout
 
 SYMBOLS = """\
 ffffffff81000100 T alloc_thing
-ffffffff81000200 t alloc_msg.isra.0
+ffffffff81000200 t load_msg.isra.0
 ffffffff81000300 T helper
 ffffffff81000400 D data
-ffffffffc0000100 t sctp_chunkify\t[sctp]
+ffffffffc0000100 t sctp_add_bind_addr\t[sctp]
 """.splitlines()
 
 KMALLOC = Sample("free", 0xFFFFFFFF81000180, 64, 0xFF11000000001000, 0, "kmalloc-64", 64, 0, 1, (0,) * 8)
-SIZES = {"thing": 64, "sctp_chunk": 240, "vm_area_struct": 200, "sk_buff": 232}
+SIZES = {"thing": 64, "sctp_sockaddr_entry": 240, "vm_area_struct": 200, "sk_buff": 232}
 
 
 class FakeTypes:
@@ -73,7 +73,7 @@ def test_an_unmerged_cache_of_its_own_tells_the_type(cache: str, references: int
 
 def test_an_allocator_of_the_table_in_a_merged_cache() -> None:
     sample = replace(KMALLOC, site=0xFFFFFFFFC0000180, asked=0, cache="anything", size=240, references=3)
-    assert label(sample) == Label("sctp_chunk", "table")
+    assert label(sample) == Label("sctp_sockaddr_entry", "table")
     assert label(replace(sample, size=256)).evidence == "site"
 
 
