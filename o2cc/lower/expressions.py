@@ -48,6 +48,13 @@ _SIGNED = {
     ir.BinaryOperator.LSHR: ir.BinaryOperator.ASHR,
 }
 
+# Functions that change such an object keep the pointers in it as they should be (lib/rhashtable.c, 6.1 and 6.12).
+_KEPT_STRUCTS = frozenset({"rhashtable", "rhltable"})
+
+
+def _struct_of(expression: model.Expr) -> str | None:
+    return expression.type.struct if isinstance(expression, model.ArgumentValue) else None
+
 
 def sized(code: Builder, value: ir.Operand, size: int, signed: bool) -> ir.Operand:
     """The low ``size`` bytes of a word, extended to 64 bits; the rest of a register holds anything."""
@@ -171,7 +178,9 @@ class Expressions:
             case kinds.SHARED:
                 answer = code.call("is_shared", pointer, site, sp, bp)
             case kinds.WRITABLE:
-                answer = code.call("is_writable", pointer, operands[1], site, sp, bp)
+                kept = _struct_of(predicate.operands[0]) in _KEPT_STRUCTS
+                name = "is_writable_or_own" if kept else "is_writable"
+                answer = code.call(name, pointer, operands[1], site, sp, bp)
             case kinds.GRANTED:
                 answer = code.call("is_granted", pointer, self._mask(predicate.type_id), site, sp)
             case kinds.FREEABLE:

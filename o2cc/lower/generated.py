@@ -93,6 +93,72 @@ def in_behind(lowering: Lowering) -> ir.Function:
     return ir.Function("in_behind", ("address", "size", "scopes"), code.finish())
 
 
+def aims_grant(lowering: Lowering) -> ir.Function:
+    """``aims_grant(address, size)``: 1 when the range touches what says where, or how far, `in_behind` reaches.
+
+    These pointers and lengths lie in own data, or in granted fields.  A compartment that may write them could let the
+    grant end anywhere.  They are set before a policy is loaded, or by the kernel.
+    """
+    code = Builder()
+    address, size = ir.Value("address"), ir.Value("size")
+    last = code.add(address, size)
+    place = Place(lambda index: ir.Constant(0), None, ir.Constant(0), ir.Constant(0), ir.Constant(0))
+    expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
+    for grant in lowering.policy.grants:
+        if not isinstance(grant, model.BehindGrant | model.PernetGrant) or not grant.allows:
+            continue
+        code.span = grant.span
+        for slot, length in _aiming(lowering, expressions, grant):
+            low = code.binary(ir.BinaryOperator.ULT, address, code.add(slot, length))
+            high = code.binary(ir.BinaryOperator.UGT, last, slot)
+            yes, following = code.label("yes"), code.label("next")
+            code.branch(code.binary(ir.BinaryOperator.AND, low, high), yes, following)
+            code.start(yes)
+            code.give_back(1)
+            code.start(following)
+    code.give_back(0)
+    return ir.Function("aims_grant", ("address", "size"), code.finish())
+
+
+def _aiming(
+    lowering: Lowering, expressions: Expressions, grant: model.BehindGrant | model.PernetGrant
+) -> Iterator[tuple[ir.Operand, int]]:
+    """Start and size of each word that the area of a grant hangs on."""
+    code = expressions.code
+    if isinstance(grant, model.PernetGrant):
+        variable = symbol_address(code, lowering.description, grant.variable)
+        if variable is not None:
+            yield variable, 4
+        return
+    for name, outer, path in INSTANCE_POINTERS.get(grant.struct, ()):
+        place = lowering.description.types.find_field(outer, path)
+        if place is not None:
+            yield code.add(code.symbol(name), place.offset), 8
+    for base in _named_objects(lowering, code, grant.struct):
+        yield code.add(base, grant.offset), 8
+        inner = expressions.at(base)
+        for field in (*_fields(grant.start), *_fields(grant.length)):
+            yield code.add(inner.value(field.base), field.offset), field.size
+
+
+def _fields(expression: model.Expr) -> Iterator[model.LoadField]:
+    """The fields that an expression reads."""
+    match expression:
+        case model.LoadField():
+            yield expression
+            yield from _fields(expression.base)
+        case model.AddressOfField():
+            yield from _fields(expression.base)
+        case model.UnaryExpr():
+            yield from _fields(expression.operand)
+        case model.BinaryExpr():
+            yield from _fields(expression.left)
+            yield from _fields(expression.right)
+        case model.Predicate():
+            for operand in expression.operands:
+                yield from _fields(operand)
+
+
 def _named_objects(lowering: Lowering, code: Builder, struct: str) -> Iterator[ir.Operand]:
     """Addresses of the objects of this struct that have a name, or that a field of such a one points to."""
     for name in INSTANCES.get(struct, ()):

@@ -134,6 +134,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         generated.preempt_count(lowering),
         resolve,
         generated.in_behind(lowering),
+        generated.aims_grant(lowering),
         *judges,
     )
     module = ir.Module(

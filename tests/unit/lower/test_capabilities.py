@@ -70,6 +70,25 @@ def test_a_lent_packet_is_writable_until_the_entry_returns(kernel: Confined) -> 
     assert kernel.store(buffer + 100) == "deny"
 
 
+def test_the_compartment_cannot_lend_itself_what_it_names(kernel: Confined) -> None:
+    """Catches entries that believe the arguments of a call that the compartment's own code made."""
+    victim = kernel.object(1024)
+    caller, call = next(
+        (f, s)
+        for f in sctp().functions
+        for s in f.sites
+        if f.section == ".text" and s.kind == "indirect_call"
+    )
+    text = kernel.world.sections[".text"]
+    kernel.world.machine.memory.write_word(STACK_POINTER, text + caller.offset + call.offset + call.length)
+    for entry in ("sctp_rcv", "sctp_wfree"):
+        kernel.run(_entry(kernel, entry), victim)
+        assert kernel.store(victim + 8) == "deny"
+    kernel.world.machine.memory.write_word(STACK_POINTER, 0xFFFF_FFFF_8123_4567)  # in the kernel
+    kernel.run(_entry(kernel, "sctp_wfree"), victim)
+    assert kernel.store(victim + 8) == "allow"
+
+
 def test_nested_lending_ends_with_the_outer_call(kernel: Confined) -> None:
     """Catches a return of the inner call that takes the capability from the outer one."""
     buffer = kernel.object(1024)

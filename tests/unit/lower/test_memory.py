@@ -254,3 +254,60 @@ def test_untracked_objects_are_remembered_with_times_and_counts(kernel: Confined
     assert (entry["first"], entry["last"], entry["count"]) == (first, kernel.world.machine.now, 2)
     kernel.hook("o2c_kfree", 0, older)
     assert (older,) not in kernel.world.machine.maps["untracked"].snapshot()
+
+
+BEHIND = """
+    write struct sctp_sock { whole, sctp_hmac_alg, pf, hmac, bind_hash, ep } except { inet, bind_hash, paddrparam }
+    write behind struct sctp_globals {
+        ep_hashtable[0 .. ep_hashsize * sizeof(struct sctp_hashbucket)],
+        transport_hashtable.ht.tbl[0 .. sizeof(struct bucket_table) + transport_hashtable.ht.tbl.size * 8],
+    }
+    write behind struct sctp_sock { ep[0 .. sizeof(struct sctp_endpoint)] }
+"""
+
+
+def _behind() -> tuple[Confined, int, int]:
+    """A policy with grants behind pointers, the module's globals, and the table that one of them points to."""
+    kernel = confined(BEHIND)
+    kernel.store(USER)
+    globals_at = kernel.world.data("sctp_globals")
+    table = kernel.world.slab_object(512)
+    memory = kernel.world.machine.memory
+    memory.write(table, bytes(512))
+    memory.write_word(globals_at + offset_of("sctp_globals", "ep_hashtable"), table)
+    memory.write_word(globals_at + offset_of("sctp_globals", "ep_hashsize"), 4, 4)
+    return kernel, globals_at, table
+
+
+def test_what_a_grant_behind_a_pointer_hangs_on_cannot_be_written() -> None:
+    """Catches a compartment that aims such a grant, or lengthens it, by a store to its own data."""
+    kernel, globals_at, table = _behind()
+    assert kernel.store(table) == "allow"
+    assert kernel.store(table + 256) == "deny"
+    pointer = globals_at + offset_of("sctp_globals", "ep_hashtable")
+    for place, size in ((pointer, 8), (pointer + 7, 1), (pointer - 8, 16)):
+        assert kernel.store(place, size) == "deny"
+    assert kernel.store(globals_at + offset_of("sctp_globals", "ep_hashsize"), 4) == "deny"
+    assert kernel.store(globals_at + offset_of("sctp_globals", "transport_hashtable.ht.tbl")) == "deny"
+    assert kernel.store(globals_at + offset_of("sctp_globals", "transport_hashtable.ht.nelems"), 4) == "allow"
+
+
+def test_an_object_that_leads_to_granted_memory_keeps_its_pointer() -> None:
+    """Catches the endpoint of the control socket: its pointer lies in a granted field, in any other socket too."""
+    kernel, _, _ = _behind()
+    control = kernel.object(2048, TYPED, "sctp_sock")
+    other = kernel.object(2048, TYPED, "sctp_sock")
+    memory = kernel.world.machine.memory
+    memory.write_word(kernel.world.symbol("init_net") + offset_of("net", "sctp.ctl_sock"), control)
+    assert kernel.store(control + offset_of("sctp_sock", "ep")) == "deny"
+    assert kernel.store(other + offset_of("sctp_sock", "ep")) == "allow"
+
+
+def test_the_kernel_may_be_asked_to_change_a_table_that_it_keeps() -> None:
+    """Catches a hash table of the module that nothing can be inserted into any more."""
+    kernel, globals_at, _ = _behind()
+    table = globals_at + offset_of("sctp_globals", "transport_hashtable.ht")
+    number = kernel.site("sctp_outq_tail").number
+    assert kernel.call("is_writable", table, 64, number, 0, 0) == 0
+    assert kernel.call("is_writable_or_own", table, 64, number, 0, 0) == 1
+    assert kernel.call("is_writable_or_own", kernel.world.slab_object(64), 64, number, 0, 0) == 0
