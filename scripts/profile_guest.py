@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inside a VM: profiles the kernel once for each workload; the files go to $O2C_RESULTS.
 
-profile_guest.py --seconds 15 --per-class 150
+    python -m scripts.profile_guest --seconds 15 --per-class 150
+
+It does what `o2c profile` does, in one process: under emulation, starting takes longer than recording.
 """
 
 from __future__ import annotations
@@ -11,30 +13,16 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+from o2cc.profile.labels import share
+from o2cc.profile.record import record, running_btf, running_labeller, running_program
+from o2cc.profile.write import at_most_per_class, write_profile
 from tests.vm.guest import object_workloads
 
-PROJECT = Path(__file__).resolve().parents[1]
-START = 6.0
-"""Seconds that a workload runs longer than the recording, which takes that long to start under emulation."""
-
-
-def profile(workload: str, seconds: float, per_class: int) -> Path:
-    """One profile, of the boot that runs this."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    output = Path(os.environ["O2C_RESULTS"]) / f"{os.uname().release}-{boot[:8]}-{workload}.parquet"
-    script = [sys.executable, object_workloads.__file__, workload, str(seconds + START)]
-    with subprocess.Popen(script) as running:
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "o2cc.cli.o2c", "profile", "-o", str(output)),
-                *("--workload", workload, "--seconds", str(seconds), "--per-class", str(per_class)),
-            ],
-            check=True,
-        )
-        running.terminate()
-    return output
+LONGEST = 300.0
+"""Seconds after which a workload ends by itself."""
 
 
 def main() -> None:
@@ -44,9 +32,33 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="*", default=list(object_workloads.NAMES))
     arguments = parser.parse_args()
     subprocess.run(["modprobe", "sctp"], check=True)
+    release = os.uname().release
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    started = time.monotonic()
+    kernel = running_btf()
+    program = running_program(kernel, per_site=arguments.per_class)
+    labeller = running_labeller(kernel)
+    print(f"ready after {time.monotonic() - started:.1f} s", flush=True)
     for workload in arguments.workloads:
-        started = time.monotonic()
-        print(profile(workload, arguments.seconds, arguments.per_class), round(time.monotonic() - started, 1))
+        script = [sys.executable, object_workloads.__file__, workload, str(LONGEST)]
+        with subprocess.Popen(script) as running:
+            recording = record(program, seconds=arguments.seconds)
+            running.terminate()
+        labels = [labeller.label(sample) for sample in recording.samples]
+        samples, labels = at_most_per_class(recording.samples, labels, arguments.per_class)
+        write_profile(
+            Path(os.environ["O2C_RESULTS"]) / f"{release}-{boot[:8]}-{workload}.parquet",
+            samples,
+            labels,
+            kernel=release,
+            boot=boot,
+            workload=workload,
+            layout=recording.layout,
+        )
+        print(
+            f"{time.monotonic() - started:6.1f} s {workload}: {share(samples, labels)} {recording.counters}"
+        )
+        print("  ", Counter(label.name for label in labels if label.is_type).most_common(40), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pyarrow  # noqa: F401  (here, so that a missing package is told before an
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error, warning
 from o2cc.profile.labels import share
-from o2cc.profile.record import record, running_btf, running_labeller
+from o2cc.profile.record import record, running_btf, running_labeller, running_program
 from o2cc.profile.write import at_most_per_class, write_profile
 
 _SHOWN = 20
@@ -42,8 +42,9 @@ def profile(reporter: Reporter, output: Path, workload: str, seconds: float, per
     and when they are freed. Needs root. What was lost is said. `o2c train` takes the file.
     """
     kernel = running_btf()
+    program = running_program(kernel, per_site=per_class)
     with _Progress(seconds) as progress:
-        recording = record(kernel, seconds=seconds, per_site=per_class, progress=progress)
+        recording = record(program, seconds=seconds, progress=progress)
     if not recording.samples:
         raise DiagnosticError(
             error("O2C0721", "no object was sampled", help="record for longer, while the workload runs")

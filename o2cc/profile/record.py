@@ -16,7 +16,7 @@ from o2cc.diagnostics import DiagnosticError, error
 from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.types import kernel_facts
 from o2cc.profile.labels import Labeller, TextSymbols, Types
-from o2cc.profile.program import NAME, make_program
+from o2cc.profile.program import NAME, SamplingProgram, make_program
 from o2cc.profile.samples import Sample, decode
 from o2cc.runtime import kernel_calls, running_kernel, tables
 from o2cc.runtime.libbpf import BpfObject, LoadError, RingBuffer, lookup
@@ -68,19 +68,22 @@ def running_labeller(kernel: Btf) -> Labeller:
         return Labeller(TextSymbols(lines), Types(kernel, module))
 
 
+def running_program(kernel: Btf, *, per_site: int) -> SamplingProgram:
+    """The sampling programs for the running kernel; see `make_program`.  Raises DiagnosticError (O2C0510)."""
+    return make_program(kernel_facts(kernel, None, ""), os.uname().release, per_site=per_site)
+
+
 def record(
-    kernel: Btf,
+    program: SamplingProgram,
     *,
     seconds: float,
-    per_site: int,
     progress: Callable[[int, int], None] = lambda samples, lost: None,
 ) -> Recording:
     """Record for a time, or until interrupted.  ``progress`` is told of samples and lost records.
 
     Nothing of it stays in the kernel, also when the process is killed: links live as long as their descriptors.
-    Raises DiagnosticError: O2C0510, O2C0820 (refused), O2C0821 (a hook), O2C0850.
+    Raises DiagnosticError: O2C0820 (refused), O2C0821 (a hook).
     """
-    program = make_program(kernel_facts(kernel, None, ""), os.uname().release, per_site=per_site)
     info = read_info(program.data, NAME)
     samples: list[Sample] = []
 

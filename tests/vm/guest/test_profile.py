@@ -28,7 +28,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, str, in
     subprocess.run(["modprobe", "sctp"], check=True)
     output = tmp_path_factory.mktemp("profile") / "sctp.parquet"
     before = kernel_calls.count_programs()
-    workload = [sys.executable, object_workloads.__file__, "sctp", str(SECONDS + 10)]
+    workload = [sys.executable, object_workloads.__file__, "sctp", str(SECONDS + 200)]
     with subprocess.Popen(workload) as running:
         done = subprocess.run(
             [
