@@ -263,14 +263,30 @@ def _after_check(
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
     for effect in after:
         code.span = effect.span
-        emit_if(expressions, effect.condition, lambda effect=effect: _emit_effect(expressions, effect))
+        function = "renew" if _told_anew(gate, effect) else "gain"
+        emit_if(
+            expressions,
+            effect.condition,
+            lambda effect=effect, function=function: _emit_effect(expressions, effect, function),
+        )
     code.decide(ir.Verdict.ALLOW)
     return code.finish()
 
 
-def _emit_effect(expressions: Expressions, effect: AfterEffect) -> None:
+def _told_anew(gate: model.Gate, effect: AfterEffect) -> bool:
+    """The gate gives what it was lent, to tell what belongs to it now: no second capability."""
+    if not isinstance(effect, model.Gives) or not isinstance(effect.pointer, model.ArgumentValue):
+        return False
+    taken = [e.pointer for e in gate.effects if isinstance(e, model.Takes)]
+    return all(
+        not isinstance(pointer, model.ArgumentValue) or pointer.index != effect.pointer.index
+        for pointer in taken
+    )
+
+
+def _emit_effect(expressions: Expressions, effect: AfterEffect, function: str) -> None:
     if isinstance(effect, model.Gives):
-        emit_gain(expressions, effect)
+        emit_gain(expressions, effect, function=function)
         return
     pointer = expressions.value(effect.pointer)
     length = expressions.value(effect.length) if effect.length is not None else ir.Constant(0)
@@ -328,13 +344,16 @@ def _pieces(expressions: Expressions, effect: model.Gives | model.Lends | model.
 
 
 def emit_gain(
-    expressions: Expressions, effect: model.Gives | model.Lends, first_bit: int | None = None
+    expressions: Expressions,
+    effect: model.Gives | model.Lends,
+    first_bit: int | None = None,
+    function: str = "gain",
 ) -> None:
-    """The compartment gains a capability.  With ``first_bit`` each piece that was not held before sets a bit of the
+    """The compartment gains a capability, by ``gain`` or ``renew``.  With ``first_bit`` each piece that was not held before sets a bit of the
     variable LENT, from that bit on."""
     code = expressions.code
     for index, piece in enumerate(_pieces(expressions, effect)):
-        gained = code.call("gain", piece.start, piece.length, piece.flags, piece.types)
+        gained = code.call(function, piece.start, piece.length, piece.flags, piece.types)
         if first_bit is not None:
             fresh = code.binary(ir.BinaryOperator.EQ, gained, 1)
             bit = code.binary(ir.BinaryOperator.SHL, fresh, first_bit + index)

@@ -29,6 +29,7 @@ RULES = """
     entry sctp_wfree(skb) { gives skb as packet }
     gate kfree_skb_reason(skb, reason) { require held(skb) }
     gate skb_set_owner_w(skb, sk) { transfer skb as packet to kernel }
+    gate __pskb_pull_tail(skb, delta) { gives skb as packet }
 """
 ZERO_SIZE_PTR = 16  # include/linux/slab.h
 ERROR = 2**64 - 12  # ERR_PTR(-ENOMEM)
@@ -144,6 +145,21 @@ def test_a_transferred_packet_is_the_kernels(kernel: Confined) -> None:
         kernel.run(gate, skb, kernel.object(2048, TYPED, "sock"))
     assert kernel.store(skb + 8) == "deny"
     assert kernel.store(buffer + 8) == "deny"
+
+
+def test_a_packet_that_is_told_anew_is_given_away_once(kernel: Confined) -> None:
+    """Catches a capability that is counted twice, so that it stays when the packet is handed to the kernel."""
+    old, new = kernel.object(1024), kernel.object(1024)
+    skb = _packet(kernel, old)
+    kernel.run(_entry(kernel, "sctp_wfree"), skb)
+    kernel.run(kernel.noted("call of __pskb_pull_tail"), skb, 8)
+    kernel.world.machine.memory.write_word(skb + offset_of("sk_buff", "head"), new)
+    kernel.run(kernel.noted("result of __pskb_pull_tail"), rax=skb)
+    assert kernel.store(skb + 8) == "allow"
+    assert kernel.store(new + 100) == "allow"
+    kernel.run(kernel.noted("call of skb_set_owner_w"), skb, 0)
+    assert kernel.store(skb + 8) == "deny"
+    assert kernel.store(new + 100) == "deny"
 
 
 def test_two_holders_of_one_object_give_it_back_twice(kernel: Confined) -> None:
