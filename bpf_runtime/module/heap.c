@@ -75,15 +75,22 @@ static bool mark(struct o2c_private_heap *heap, void *object)
 
 static void *allocate(struct o2c_private_heap *heap, size_t size, gfp_t gfp)
 {
-	unsigned int class = 0;
-	void *object;
+	unsigned int class = 0, attempt;
+	void *object = NULL;
 
 	if (!size)
 		return ZERO_SIZE_PTR;
 	while (sizes[class] < size)
 		class++;
-	object = kmem_cache_alloc(heap->caches[class], gfp);
-	if (object && !is_kfence_address(object) && mark(heap, object)) {
+	/* KFENCE's pool is everybody's; it takes one allocation in a while */
+	for (attempt = 0; attempt < 4; attempt++) {
+		object = kmem_cache_alloc(heap->caches[class], gfp);
+		if (!object || !is_kfence_address(object))
+			break;
+		kmem_cache_free(heap->caches[class], object);
+		object = NULL;
+	}
+	if (object && mark(heap, object)) {
 		atomic64_inc(&heap->allocations);
 		return object;
 	}
@@ -255,7 +262,7 @@ int o2c_heap_create(struct o2c_compartment *compartment, struct o2c_heap *reques
 		snprintf(heap->names[i], sizeof(heap->names[i]), "o2c-%u-%u", request->generation, sizes[i]);
 		heap->caches[i] = kmem_cache_create_usercopy(heap->names[i], sizes[i],
 							     min_t(unsigned int, sizes[i] & -sizes[i], PAGE_SIZE),
-							     SLAB_SKIP_KFENCE, 0, sizes[i], NULL);
+							     0, 0, sizes[i], NULL);
 		if (!heap->caches[i]) {
 			ret = -ENOMEM;
 			goto fail;

@@ -510,6 +510,8 @@ class Enforcer:
         try:
             for setting in settings:
                 setting.write_text(str(_ANY_NUMBER_OF_SLABS))
+            for cache in _SLAB.glob(f"{prefix}*/skip_kfence"):  # where the kernel has KFENCE
+                cache.write_text("1")
             kept = settings and all(int(setting.read_text()) == _ANY_NUMBER_OF_SLABS for setting in settings)
         except OSError:
             kept = False
