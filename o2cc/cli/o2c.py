@@ -22,7 +22,9 @@ COMMANDS = {
     ),
     "stats": LazyCommand("o2cc.cli.stats", "stats", "Show what was compiled, from `o2cc --stats`."),
     "opt": LazyCommand("o2cc.cli.opt", "opt", "Run passes over the intermediate representation."),
-    "profile": LazyCommand("o2cc.cli.profile", "profile", "Record objects of a running kernel for training."),
+    "profile": LazyCommand(
+        "o2cc.cli.profile", "profile", "Record objects of a running kernel for training.", "trees"
+    ),
     "train": LazyCommand("o2cc.cli.train", "train", "Train a decision tree from profiles.", "trees"),
     "tree": LazyCommand("o2cc.cli.tree", "tree", "Inspect and evaluate decision trees.", "trees"),
     "load": LazyCommand("o2cc.cli.load", "load", "Load a policy into the running kernel."),
