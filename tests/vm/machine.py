@@ -240,7 +240,9 @@ def _command_script(
 
 
 def _qemu_arguments(kernel: Kernel, results: Path, memory: str, cpus: int, extra: str) -> list[str]:
-    accelerator = os.environ.get("O2C_QEMU_ACCEL", "tcg,thread=multi")
+    # One thread: with a thread for each CPU, QEMU 7.2 can keep a stale translation of text that another CPU patches at
+    # that moment (an int3 that is long gone), which hangs 6.1 and kills 6.12 while probes come and go.
+    accelerator = os.environ.get("O2C_QEMU_ACCEL", "tcg,thread=single")
     return [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", "q35", "-accel", accelerator, "-cpu", "max", "-smp", str(cpus), "-m", memory),
