@@ -106,7 +106,13 @@ class Expressions:
             case model.ResultValue():
                 if self.place.result is None:
                     raise ValueError("the result is not known before the call")
-                return self.place.result
+                kind = expression.type
+                is_integer = kind.kind in (model.TypeKind.INTEGER, model.TypeKind.BOOLEAN)
+                return (
+                    sized(code, self.place.result, kind.size, kind.signed)
+                    if is_integer
+                    else self.place.result
+                )
             case model.GlobalAddress():
                 return symbol_address(code, self.description, expression.symbol) or ir.Constant(0)
             case model.LoadField():

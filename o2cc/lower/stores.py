@@ -11,11 +11,13 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Description, Function, Operand, Site
 from o2cc.lower.context import Lowering
+from o2cc.lower.expressions import sized
 from o2cc.lower.places import static_address
 from o2cc.policy.model import ViolationKind
 
 # Per-CPU words that inlined kernel code writes: preempt_disable(), this_cpu work of the entry code.
 KERNEL_PER_CPU = frozenset({"__preempt_count", "pcpu_hot"})
+_BIT_STRING_SHIFTS = {2: 4, 4: 5}  # size of a word of a bit string: log2 of its bits; 8 bytes else
 MAXIMUM_REPEAT = 1 << 32  # iterations; more cannot be meant and would overflow the length
 
 
@@ -35,13 +37,24 @@ def _lower_store(lowering: Lowering, function: Function, site: Site) -> None:
         return
     if operand is None or not operand.is_memory:
         return
-    if site.mnemonic == "lock add" and operand.base == "rsp" and operand.displacement < 0:
+    if (
+        site.mnemonic == "lock add"
+        and operand.base == "rsp"
+        and operand.displacement < 0
+        and not operand.index
+    ):
         # smp_mb() on x86-64 (arch/x86/include/asm/barrier.h, 6.1): the word below the stack pointer is no object.
         lowering.discharge(
             function, site.offset, ir.SiteKind.STORE, "barrier", "adds 0 below the stack pointer", None
         )
         return
-    if operand.segment == "gs" and operand.static is not None and operand.static.symbol in KERNEL_PER_CPU:
+    fixed = operand.base is None and operand.index is None
+    if (
+        operand.segment == "gs"
+        and fixed
+        and operand.static is not None
+        and operand.static.symbol in KERNEL_PER_CPU
+    ):
         lowering.discharge(
             function,
             site.offset,
@@ -86,7 +99,7 @@ def shape_name(site: Site) -> str:
     if operand.index:
         parts.append(f"{operand.index}x{operand.scale}")
     if site.bit_index:
-        parts.append(f"bit_{site.bit_index}")
+        parts.append(f"bit_{site.bit_index}" + (f"_{site.size}" if site.size in _BIT_STRING_SHIFTS else ""))
     if site.rep:
         parts.append("rep")
     return "_".join(parts)
@@ -121,11 +134,13 @@ def _store_check(description: Description, site: Site) -> tuple[ir.Block, ...]:
     number = code.parameter("site")
     size: ir.Operand = code.parameter("size")
     if site.bit_index is not None:
-        # bts and its kin with a register operand address the bit string from the operand on (Intel SDM 2A, BTS).
-        bits = code.register(site.bit_index)
-        words = code.binary(ir.BinaryOperator.ASHR, bits, 6)
-        address = code.add(address, code.binary(ir.BinaryOperator.SHL, words, 3))
-        size = ir.Constant(8)
+        # bts and its kin with a register operand address the bit string from the operand on, in words of the operand's
+        # size; the number of the bit is a signed one of that size (Intel SDM 2A, BTS and table 3-2).
+        width = site.size if site.size in _BIT_STRING_SHIFTS else 8
+        bits = sized(code, code.register(site.bit_index), width, True)
+        words = code.binary(ir.BinaryOperator.ASHR, bits, _BIT_STRING_SHIFTS.get(width, 6))
+        address = code.add(address, code.binary(ir.BinaryOperator.MUL, words, width))
+        size = ir.Constant(width)
     if site.rep:
         count = code.register("rcx")
         limited = code.binary(ir.BinaryOperator.ULE, count, MAXIMUM_REPEAT)

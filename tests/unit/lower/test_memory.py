@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from o2cc.ir import nodes as ir
 from o2cc.kernel import store
+from o2cc.kernel.description import Operand
 from o2cc.lower.constants import kernel_constants
 from o2cc.lower.places import KIND_DATA, section_kind
-from o2cc.simulation.world import PAGE, USER
+from o2cc.lower.stores import _store_check
+from o2cc.simulation.world import PAGE, USER, World
 from tests.unit.lower.confined import (
     FINAL,
     HELD,
@@ -311,3 +316,28 @@ def test_the_kernel_may_be_asked_to_change_a_table_that_it_keeps() -> None:
     assert kernel.call("is_writable", table, 64, number, 0, 0) == 0
     assert kernel.call("is_writable_or_own", table, 64, number, 0, 0) == 1
     assert kernel.call("is_writable_or_own", kernel.world.slab_object(64), 64, number, 0, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "index", "distance"),
+    [
+        (8, 64, 8),
+        (8, 2**64 - 1, -8),
+        (4, 32, 4),
+        (4, 0xFFFF_FFFF, -4),
+        (4, 0x8000_0000, -(2**28)),
+        (2, 0xFFFF, -2),
+    ],
+)
+def test_bit_strings_are_addressed_as_the_processor_does(size: int, index: int, distance: int) -> None:
+    """Catches a 32-bit bit number that is taken for a 64-bit one: the bit before the object passes for one behind it."""
+    place = next(s for f in sctp().functions for s in f.sites if s.writes and s.operand is not None)
+    place = replace(place, operand=Operand("rdi"), size=size, bit_index="rsi", rep=False)
+    kernel = confined()
+    check = ir.Check("bits", _store_check(sctp(), place))
+    world = World(replace(kernel.module, checks=(*kernel.module.checks, check)), sctp())
+    parameters = {"displacement": 0, "size": size, "site": 0}
+    outcome = world.interpreter.run_check("bits", {"rdi": USER + 2**30, "rsi": index}, parameters)
+    names = world.machine.rings["events"].definition.fields
+    event = outcome.events[0].fields
+    assert (event[names.index("address")] - USER - 2**30, event[names.index("size")]) == (distance, size)
