@@ -332,7 +332,8 @@ def _pieces(expressions: Expressions, effect: model.Gives | model.Lends | model.
     if capability is None:
         return []
     mask = expressions.types.mask(capability.struct)
-    flags = FLAG_TYPED | (FLAG_HELD if capability.ranges else 0)
+    covered = any(_is_object(part.start) for part in capability.ranges)
+    flags = FLAG_TYPED | (FLAG_HELD if covered else 0)
     pieces = [Piece(address, _struct_size(expressions, capability.struct), flags, mask)]
     inner = expressions.at(address)
     for part in capability.ranges:

@@ -162,6 +162,23 @@ def test_a_packet_that_is_told_anew_is_given_away_once(kernel: Confined) -> None
     assert kernel.store(new + 100) == "deny"
 
 
+def test_what_a_capability_names_is_open_and_nothing_else() -> None:
+    """Catches the file around a sequence's private object, and identities that open memory outside the slab."""
+    kernel = confined(
+        "entry sctp_rcv(skb) { gives skb as private }\n    entry sctp_wfree(skb) { gives skb as identity }",
+        before="caps private(s: struct sk_buff) { s.head[0 .. 64] }\ncaps identity(s: struct sk_buff) {}\n",
+    )
+    kernel.store(USER)
+    buffer = kernel.object(64)
+    skb = _packet(kernel, buffer)
+    kernel.run(_entry(kernel, "sctp_rcv"), skb)
+    assert kernel.store(buffer) == "allow"
+    assert kernel.store(skb) == "deny"
+    elsewhere = VMALLOC + 5 * PAGE
+    kernel.run(_entry(kernel, "sctp_wfree"), elsewhere)
+    assert kernel.store(elsewhere) == "deny"
+
+
 def test_two_holders_of_one_object_give_it_back_twice(kernel: Confined) -> None:
     """Catches a first `lose` that ends what a second capability still holds."""
     p = kernel.object(64, HELD)
