@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kernel", action="append", choices=list(SERIES), help="kernel series to boot (default: all)"
     )
     group.addoption("--full", action="store_true", help="also run the tests marked `full`")
-    group.addoption("--vm-budget", type=float, default=420.0, help="seconds for one kernel's boot and tests")
+    group.addoption("--vm-budget", type=float, default=800.0, help="seconds for one kernel's boot and tests")
     group.addoption("--vm-results", type=Path, help="keep the guests' logs and files here, by kernel")
     group.addoption(
         "--guest", default="", metavar="ARGS", help="arguments for the guest's pytest: --guest='-k sctp'"
