@@ -36,7 +36,7 @@ from o2cc.policy.model import CheckedPolicy, PernetGrant
 if TYPE_CHECKING:
     from o2cc.trees.tree import IntegerTree
 
-LIBRARY = ("state", "address", "store", "report", "capability", "audition", "hooks")
+LIBRARY = ("state", "address", "store", "report", "capability", "predicates", "audition", "hooks")
 
 PHASE_TRANSITION = 1
 PHASE_FINAL = 2
