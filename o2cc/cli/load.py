@@ -11,6 +11,7 @@ from dataclasses import asdict
 import click
 
 from o2cc.bpf.info import SiteInfo
+from o2cc.bpf.info import read as read_info
 from o2cc.bpf.layout import Layout
 from o2cc.cli.common import Reporter, diagnostic_command
 from o2cc.cli.progress import ProgressBar
@@ -19,6 +20,7 @@ from o2cc.files import read_bytes
 from o2cc.options import CompileOptions, Degrade
 from o2cc.runtime import loader, state
 from o2cc.runtime.loader import LoadOptions
+from o2cc.runtime.plan import tracking_sites
 
 _ELF = b"\x7fELF"
 _SHOWN = 10
@@ -35,7 +37,11 @@ _SHOWN = 10
     show_default=True,
     help="One program a shape of check, or one a site.",
 )
-@click.option("--only", metavar="GLOB,...", help="Attach only the sites in functions of these names.")
+@click.option(
+    "--only",
+    metavar="GLOB,...",
+    help="Check only functions of these names; what keeps track of memory is attached everywhere.",
+)
 @click.option(
     "--degrade",
     type=click.Choice([str(value) for value in Degrade]),
@@ -71,7 +77,9 @@ def load(
         if reporter.has_errors:
             return
         options = LoadOptions(
-            wanted=matcher(only),
+            wanted=matcher(
+                only, tracking_sites(read_info(data, policy)) if only is not None else frozenset()
+            ),
             degrade=degrade,
             accept_gaps=accept_gaps,
             warn=lambda diagnostic: reporter.extend((diagnostic,)),
@@ -84,13 +92,19 @@ def load(
     reporter.extend(notes_of(loaded))
 
 
-def matcher(globs: str | None) -> Callable[[SiteInfo], bool]:
-    """Which sites `--only` asks for; compiler suffixes (`.isra.0`, `.cold`) belong to their function."""
+def matcher(globs: str | None, tracking: frozenset[int] = frozenset()) -> Callable[[SiteInfo], bool]:
+    """Which sites `--only` asks for; compiler suffixes (`.isra.0`, `.cold`) belong to their function.
+
+    ``tracking``: numbers of sites that are wanted in any case.  Without those that keep track of memory, what other
+    functions allocate would be denied to the chosen ones.
+    """
     if globs is None:
         return lambda site: True
     patterns = [pattern.strip() for pattern in globs.split(",") if pattern.strip()]
 
     def wanted(site: SiteInfo) -> bool:
+        if site.number in tracking:
+            return True
         names = {site.function, site.function.partition(".")[0]}
         return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 

@@ -20,6 +20,7 @@ from o2cc.lower.constants import kernel_constants, merged
 from o2cc.lower.context import Lowering, Unchecked
 from o2cc.lower.entries import lower_entry, lower_indirect
 from o2cc.lower.gates import lower_calls
+from o2cc.lower.phases import transition_constants
 from o2cc.lower.places import layout_table, return_table, target_table
 from o2cc.lower.rules import (
     cache_table,
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from o2cc.trees.tree import IntegerTree
 
 LIBRARY = ("state", "address", "store", "report", "capability", "predicates", "audition", "hooks")
-
-PHASE_TRANSITION = 1
-PHASE_FINAL = 2
 
 _SITE_COLUMNS = (("scopes", 8), ("height", 2), ("saved", 1), ("bp_slot", 1), ("action", 1))
 
@@ -95,7 +93,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         judge_constants,
         kernel_constants(description.kernel, description.release),
         {
-            "const(INITIAL_PHASE)": PHASE_TRANSITION if policy.transition is not None else PHASE_FINAL,
+            **transition_constants(policy),
             "const(SITES)": max(1, len(lowering.sites)),
             "const(SECTIONS)": len(description.sections),
             "const(RETURN_MASK)": returns.length - 1,

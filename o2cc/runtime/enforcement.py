@@ -19,7 +19,7 @@ from o2cc.runtime.enforcer import Action, Enforcer, EnforcerError, OnMissed, Sit
 from o2cc.runtime.instructions import MAXIMUM_LENGTH, NotDeniable, Placed, enforced, observed
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
-from o2cc.runtime.plan import Attachment, failure
+from o2cc.runtime.plan import RESULT_NOTE, Attachment, failure
 from o2cc.runtime.state import Failure
 from o2cc.runtime.tables import initial_rows, table
 
@@ -29,7 +29,6 @@ NEEDS_MODULE = frozenset({"deny", "panic", "strict probes"})
 UNSUPPORTED = frozenset({"private heap", "private stack"})
 _BATCH = 256
 _UNKNOWN_HEIGHT = 0xFFFF
-_RESULT_NOTE = "result of "
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def describe(placed: Placed, program: int) -> tuple[Site, Failure | None]:
     site = placed.site
     records_only = (
         site.kind == SiteKind.RETURN
-        or site.note.startswith(_RESULT_NOTE)
+        or site.note.startswith(RESULT_NOTE)
         or (site.kind == SiteKind.ENTRY and not site.note)
     )
     if records_only or placed.action is Action.REPORT:

@@ -17,6 +17,7 @@ _SYS_BPF = 321
 
 _BPF_OBJ_PIN = 6
 _BPF_OBJ_GET = 7
+_BPF_PROG_TEST_RUN = 10
 _BPF_PROG_GET_NEXT_ID = 11
 _BPF_MAP_GET_NEXT_ID = 12
 _BPF_PROG_GET_FD_BY_ID = 13
@@ -71,6 +72,13 @@ def open_raw_tracepoint(program: int, name: str) -> int:
     """Attach a program to a raw tracepoint; the link's descriptor.  Raises OSError."""
     text = _c_string(name)
     return _bpf(_BPF_RAW_TRACEPOINT_OPEN, struct.pack("<QI", ctypes.addressof(text), program))
+
+
+def run_program(program: int) -> int:
+    """Run a program of type `syscall` once (BPF_PROG_TEST_RUN); its result.  Raises OSError."""
+    buffer = ctypes.create_string_buffer(struct.pack("<I", program), 128)
+    _syscall(_SYS_BPF, _BPF_PROG_TEST_RUN, ctypes.byref(buffer), 128)
+    return int(struct.unpack_from("<I", buffer.raw, 4)[0])
 
 
 def pin(descriptor: int, path: Path) -> None:

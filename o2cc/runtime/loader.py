@@ -20,7 +20,7 @@ from pathlib import Path
 from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error
-from o2cc.runtime import enforcement, kernel_calls, running_kernel, state
+from o2cc.runtime import enforcement, kernel_calls, phases, running_kernel, state
 from o2cc.runtime.enforcer import Enforcer, EnforcerError
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
@@ -140,6 +140,7 @@ def _load(
                 for name, descriptor in loaded.maps().items():
                     kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
                 programs = loaded.programs()
+                phases.hold(info, directory / "maps")
                 for hook in info.hooks:
                     _attach_hook(hook, programs, directory / "links")
                 observed: tuple[state.Failure, ...] = ()
@@ -173,6 +174,7 @@ def _load(
             degraded=options.degrade,
             observed=observed,
         )
+        phases.begin(info, directory / "maps")
         state.save(result, data)
         undo.pop_all()
     return result
@@ -282,6 +284,9 @@ def _same_boot(name: str) -> bool:
 def _attach_hook(hook: HookInfo, programs: Mapping[str, Program], directory: Path) -> None:
     program = programs[hook.program]
     try:
+        if hook.kind == "syscall":
+            kernel_calls.run_program(program.descriptor)
+            return
         if hook.kind == "raw_tracepoint":
             link = kernel_calls.open_raw_tracepoint(program.descriptor, hook.target)
         else:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from o2cc.bpf.info import ObjectInfo, SiteInfo
+from o2cc.ir.nodes import SiteKind
 from o2cc.runtime.running_kernel import Symbols
 from o2cc.runtime.state import Failure
 
 # Functions that TRACE_EVENT() makes (include/trace/perf.h, include/trace/trace_events.h, 6.1); all are notrace.
 _GENERATED = ("perf_trace_", "trace_event_raw_event_", "trace_raw_output_", "__bpf_trace_")
+CALL_NOTE, RESULT_NOTE = "call of ", "result of "
 NO_FUNCTION = "the running kernel has no function of that name"
 SEVERAL_FUNCTIONS = "several functions have that name"
 
@@ -40,6 +42,19 @@ def failure(site: SiteInfo, reason: str) -> Failure:
 def cookie_of(site: SiteInfo) -> int:
     """What o2c.ko knows a site by: its attach cookie, or its number where its program needs none."""
     return site.number if site.cookie is None else site.cookie
+
+
+def tracking_sites(info: ObjectInfo) -> frozenset[int]:
+    """Numbers of the sites without which proper use looks like a violation: entries and returns, results of calls, and
+    the calls themselves, which remember the arguments that the result needs."""
+    results = {(site.function, site.note) for site in info.sites if site.note.startswith(RESULT_NOTE)}
+    return frozenset(
+        site.number
+        for site in info.sites
+        if site.kind in (SiteKind.ENTRY, SiteKind.RETURN)
+        or site.note.startswith(RESULT_NOTE)
+        or (site.function, RESULT_NOTE + site.note.removeprefix(CALL_NOTE)) in results
+    )
 
 
 def make_plan(

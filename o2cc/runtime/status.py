@@ -11,12 +11,10 @@ from pathlib import Path
 
 from o2cc.bpf.info import MapInfo, ObjectInfo
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.runtime import kernel_calls, libbpf, state, tables
+from o2cc.runtime import kernel_calls, libbpf, phases, state, tables
 from o2cc.runtime.enforcer import Enforcer, EnforcerError, SiteStats
 from o2cc.runtime.plan import cookie_of
 
-PHASES: Mapping[int, str] = {0: "inert", 1: "transition", 2: "final"}
-QUIET_SECONDS = 60.0  # no untracked object touched for this long: quiescent
 _SHOWN = 20
 
 
@@ -97,26 +95,6 @@ class Status:
         return document
 
 
-def phase_reason(phase: int, objects: Sequence[UntrackedObject], since_last: float | None) -> str:
-    """Why the phase is what it is, and what would change it."""
-    if phase == 2:
-        return "what is not tracked and not granted is a violation"
-    if phase == 0:
-        return "nothing is checked; `o2c phase NAME transition` starts the checks"
-    if not objects or since_last is None:
-        return "no untracked object was touched yet; `o2c phase NAME final` ends the transition"
-    youngest = min(item.last_seen for item in objects)
-    if youngest < QUIET_SECONDS:
-        return (
-            f"{_count(len(objects), 'object')} from before loading in use, the last one touched {youngest:.0f} s ago; "
-            f"`o2c phase NAME final` makes access to them a violation"
-        )
-    return (
-        f"no object from before loading was touched for {youngest:.0f} s: quiescent; "
-        f"`o2c phase NAME final` ends the transition"
-    )
-
-
 def merge_counters(
     info: ObjectInfo, rows: Sequence[Mapping[str, int]], stats: Mapping[int, SiteStats]
 ) -> tuple[SiteCounter, ...]:
@@ -178,21 +156,19 @@ def gather(name: str) -> Status:
         stats, denying, missed = _enforced(info, problems)
     elif len(links) < saved.attached:
         problems.append(f"{saved.attached - len(links)} probes were removed from outside since loading")
-    phase = words.get("phase", 0)
-    last = words.get("last_untracked", 0)
-    since = time.monotonic() - last / 1e9 if last else None
+    phase = phases.phase_of(words, time.monotonic_ns())
     return Status(
         name=name,
         target=info.identity.get("target", ""),
         release=info.identity.get("release", ""),
-        phase=PHASES.get(phase, str(phase)),
-        phase_reason=phase_reason(phase, objects, since).replace("NAME", name),
+        phase=phase.name,
+        phase_reason=phases.reason(phase, len(objects)).replace("NAME", name),
         enforced=saved.enforced,
         degraded=saved.degraded,
         loaded_for=max(0.0, time.time() - saved.loaded_at),
         attached=saved.attached,
         sites=sum(1 for site in info.sites if site.program),  # the others are decided by these
-        hooks=len(info.hooks),
+        hooks=sum(hook.kind != "syscall" for hook in info.hooks),
         denying=denying,
         failures=saved.failures,
         observed=saved.observed,

@@ -218,7 +218,9 @@ class _Run:
     # --- parts --------------------------------------------------------------------------------------------
 
     def _set_phase(self, phase: int) -> None:
-        self.world.machine.tables["globals"].store(0, "phase", phase)
+        words = self.world.machine.tables["globals"]
+        words.store(0, "started", 0)  # it begins with the first access to an untracked object
+        words.store(0, "phase", phase)
 
     def _function(self, name: str, *arguments: int) -> Outcome:
         return self.world.interpreter.run_function(name, *arguments)

@@ -9,6 +9,7 @@ and newer than everything that it was made of is kept.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from tests.vm.kbuild import PROJECT, modules_dir
 POLICY = PROJECT / "tests/kernel/victim/victim.o2c"
 SCTP_POLICY = PROJECT / "examples/sctp.o2c"
 SCTP_OBJECT = "sctp.shape.bpf.o"
+SCTP_DENY_OBJECT = "sctp-deny.shape.bpf.o"
+SCTP_QUIET = 8
+"""Seconds without a touch of an old object after which the transition of the SCTP policy that denies ends."""
 _REPORT = "on violation report"
 _AUDITION = """transition { until quiescent, at most 60 s }
     audition "victim.tree.json" at access, free {
@@ -113,33 +117,46 @@ def _inputs(modules: Path) -> Iterator[Path]:
         yield from (PROJECT / directory).rglob(pattern)
 
 
-def prepare_sctp(kernel: Kernel) -> Path:
-    """Describe the kernel's own sctp module and compile examples/sctp.o2c for it, reporting only; the object."""
+def sctp_deny_text() -> str:
+    """The SCTP policy with `on violation deny` and a transition that ends when no old object is in use any more."""
+    text = SCTP_POLICY.read_text(encoding="utf-8")
+    assert text.count(_REPORT) == 1
+    transition = f"transition {{ until quiescent for {SCTP_QUIET} s, at most 900 s }}"
+    text = re.sub(r"^ *transition \{.*\}$", "", text, flags=re.MULTILINE)
+    return text.replace(_REPORT, f"{transition}\n    on violation deny")
+
+
+def prepare_sctp(kernel: Kernel) -> list[Path]:
+    """Describe the kernel's own sctp module and compile examples/sctp.o2c for it, reporting only and denying; the
+    objects."""
     modules = modules_dir(kernel)
     directory = _directory(modules)
     directory.mkdir(exist_ok=True)
-    description, made = directory / "sctp.o2k", directory / SCTP_OBJECT
+    description = directory / "sctp.o2k"
+    wanted = [directory / SCTP_OBJECT, directory / SCTP_DENY_OBJECT]
     newest = max(path.stat().st_mtime_ns for path in (*_inputs(modules), SCTP_POLICY))
-    if all(path.exists() and path.stat().st_mtime_ns > newest for path in (description, made)):
-        return made
+    if all(path.exists() and path.stat().st_mtime_ns > newest for path in (description, *wanted)):
+        return wanted
     image = open_kernel(str(kernel.vmlinuz))
     store.save(scan_module(_module_file(kernel, "sctp"), image), description)
-    source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), SCTP_POLICY.read_text(encoding="utf-8"))
-    options = Options(layout=Layout.SHAPE, degrade=Action.REPORT)
-    watch = Stopwatch()
-    wanted = CompileOptions(kernel=str(description), layout=Layout.SHAPE)
-    compiled, _ = compile_source(source, wanted, options, watch)
-    write_atomic(made, emit(compiled, options, watch).data)
-    return made
+    texts = (SCTP_POLICY.read_text(encoding="utf-8"), sctp_deny_text())
+    for made, text, degrade in zip(wanted, texts, (Action.REPORT, None), strict=True):
+        source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), text)
+        options = Options(layout=Layout.SHAPE, degrade=degrade)
+        watch = Stopwatch()
+        chosen = CompileOptions(kernel=str(description), layout=Layout.SHAPE)
+        compiled, _ = compile_source(source, chosen, options, watch)
+        write_atomic(made, emit(compiled, options, watch).data)
+    return wanted
 
 
 def _module_file(kernel: Kernel, name: str) -> Path:
     return next(path for path in kernel.modules_dir.rglob(f"{name}.ko*"))
 
 
-def guest_sctp_object() -> Path:
+def guest_sctp_object(name: str = SCTP_OBJECT) -> Path:
     """In the guest: the SCTP policy's object for the running kernel."""
-    return _directory(Path(os.environ["O2C_MODULES"]) / os.uname().release) / SCTP_OBJECT
+    return _directory(Path(os.environ["O2C_MODULES"]) / os.uname().release) / name
 
 
 def main() -> None:
@@ -147,7 +164,7 @@ def main() -> None:
     from scripts.fetch_kernels import SERIES, ensure
 
     for series in SERIES:
-        for path in prepare(ensure(series)):
+        for path in (*prepare(ensure(series)), *prepare_sctp(ensure(series))):
             print(path)
 
 

@@ -19,6 +19,7 @@ from tests.unit.lower.confined import (
     HELD,
     OWN,
     RELEASE,
+    SECOND,
     TRANSITION,
     TYPED,
     Confined,
@@ -259,6 +260,41 @@ def test_untracked_objects_are_remembered_with_times_and_counts(kernel: Confined
     assert (entry["first"], entry["last"], entry["count"]) == (first, kernel.world.machine.now, 2)
     kernel.hook("o2c_kfree", 0, older)
     assert (older,) not in kernel.world.machine.maps["untracked"].snapshot()
+
+
+@pytest.mark.parametrize(
+    ("limits", "pauses", "verdicts"),
+    [
+        ("until quiescent for 5 s", (3, 3, 3, 6), "audition audition audition deny"),
+        ("at most 10 s", (3, 3, 3, 3), "audition audition audition deny"),
+        ("until quiescent for 5 s, at most 10 s", (3, 6, 1, 1), "audition deny deny deny"),
+        ("until quiescent", (50, 50, 50, 61), "audition audition audition deny"),
+    ],
+)
+def test_a_transition_ends_by_itself(limits: str, pauses: tuple[int, ...], verdicts: str) -> None:
+    """Catches limits that are read and forgotten: old objects then stay writable for good."""
+    kernel = confined(f"    transition {{ {limits} }}")
+    older = kernel.object(64)
+    kernel.phase(TRANSITION)
+    kernel.world.machine.tables["globals"].store(0, "started", kernel.world.machine.now)
+    found = []
+    for seconds in pauses:
+        kernel.world.machine.now += seconds * 10**9 - 2 * SECOND  # a store takes two seconds
+        found.append(kernel.store(older))
+    assert found == verdicts.split()
+    assert kernel.counter("phase") == FINAL
+    assert kernel.store(kernel.object(64, OWN)) == "allow"
+
+
+def test_a_transition_does_not_end_before_it_begins() -> None:
+    """Catches a time that runs while a loader still attaches probes."""
+    kernel = confined("    transition { until quiescent for 5 s, at most 10 s }")
+    older = kernel.object(64)
+    kernel.phase(TRANSITION)
+    kernel.world.machine.tables["globals"].store(0, "started", 2**63)
+    for _ in range(3):
+        kernel.world.machine.now += 3600 * 10**9
+        assert kernel.store(older) == "audition"
 
 
 BEHIND = """

@@ -4,7 +4,14 @@
 from __future__ import annotations
 
 from o2cc.cli.load import matcher
-from o2cc.runtime.plan import NO_FUNCTION, SEVERAL_FUNCTIONS, cookie_of, make_plan, refusal_reason
+from o2cc.runtime.plan import (
+    NO_FUNCTION,
+    SEVERAL_FUNCTIONS,
+    cookie_of,
+    make_plan,
+    refusal_reason,
+    tracking_sites,
+)
 from o2cc.runtime.running_kernel import Symbols
 from tests.unit.runtime.made import info, site
 
@@ -55,3 +62,18 @@ def test_only_takes_globs_and_looks_through_compiler_suffixes() -> None:
     assert wanted(site(0, "exact.constprop.0"))
     assert not wanted(site(0, "exactly"))
     assert matcher(None)(site(0, "anything"))
+
+
+def test_a_part_of_a_policy_still_keeps_track_of_everything() -> None:
+    """Catches `--only` with `deny` that denies what functions outside of the part have allocated."""
+    described = info(
+        site(0, "other", kind="entry"),
+        site(1, "other", kind="return"),
+        site(2, "other", kind="call", note="call of kmalloc"),
+        site(3, "other", 0x15, kind="call", note="result of kmalloc"),
+        site(4, "other", 0x20, kind="call", note="call of kfree"),
+        site(5, "other", 0x30),
+        site(6, "wanted", 0x30),
+    )
+    wanted = matcher("wanted", tracking_sites(described))
+    assert [s.number for s in described.sites if wanted(s)] == [0, 1, 2, 3, 6]

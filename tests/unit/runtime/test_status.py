@@ -19,7 +19,6 @@ from o2cc.runtime.status import (
     UntrackedObject,
     lines,
     merge_counters,
-    phase_reason,
 )
 from o2cc.runtime.tables import LiveTables, decode_rows
 from tests.unit.runtime.made import info, site
@@ -125,21 +124,6 @@ def test_counters_are_those_that_are_not_zero_worst_first() -> None:
     ]
     found = merge_counters(described, rows, {1: stats(101, 7)})
     assert [(c.place, c.missed, c.mode) for c in found if c.missed] == [("b+0x10", 7, "poison")]
-
-
-@pytest.mark.parametrize(
-    ("phase", "ages", "since", "expected"),
-    [
-        (2, [], None, "is a violation"),
-        (0, [], None, "nothing is checked"),
-        (1, [], None, "no untracked object was touched yet"),
-        (1, [5.0, 90.0], 5.0, "2 objects from before loading in use, the last one touched 5 s ago"),
-        (1, [61.0], 61.0, "quiescent"),
-    ],
-)
-def test_the_phase_has_a_reason(phase: int, ages: list[float], since: float | None, expected: str) -> None:
-    objects = [UntrackedObject(1, 2, age + 100, age, 1, "f+0x1") for age in ages]
-    assert expected in phase_reason(phase, objects, since)
 
 
 def test_rows_are_read_at_their_stride() -> None:

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import select
 import socket
 import struct
 import sys
@@ -26,6 +28,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -154,9 +157,15 @@ class _Workload:
         end.setsockopt(SOL_SCTP, OPTION_NODELAY, 1)
         end.setsockopt(SOL_SCTP, OPTION_RECVRCVINFO, 1)
 
-    def converse(self, send: Callable[[bytes, int, int], None], receiver: _Receiver) -> None:
-        """Send batches of messages, and get every batch back before the next."""
-        sequence: Counter[int] = Counter()
+    def converse(
+        self,
+        send: Callable[[bytes, int, int], None],
+        receiver: _Receiver,
+        sequence: Counter[int] | None = None,
+    ) -> None:
+        """Send batches of messages, and get every batch back before the next.  ``sequence``: the next number of each
+        stream, for an association that goes on afterwards."""
+        sequence = Counter() if sequence is None else sequence
         left = self.messages
         while left:
             self.remaining()
@@ -205,6 +214,33 @@ class _Workload:
                             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ABORT)
                 self.count(receiver)
                 self.ended(aborts)
+
+    # Steady: associations that stay open and in use until they are told to end.
+
+    def steady(self, ready: Callable[[], None], ended: Callable[[], bool]) -> None:
+        """One-to-one associations of both families; ``messages`` go round in one after the other until ``ended``."""
+        with ExitStack() as stack:
+            ends: list[tuple[socket.socket, _Receiver, Counter[int]]] = []
+            for family in LOOPBACK:
+                listener = stack.enter_context(self.open(family, socket.SOCK_STREAM))
+                listener.bind((LOOPBACK[family], 0))
+                listener.listen(8)
+                for _ in range(self.associations):
+                    stack.enter_context(_Thread(partial(self.serve_one, listener, False)))
+                    client = stack.enter_context(self.open(family, socket.SOCK_STREAM))
+                    client.connect(listener.getsockname())
+                    ends.append((client, _Receiver(client), Counter()))
+            self.round(ends)
+            ready()
+            while not ended():
+                self.round(ends)
+            for _, receiver, _ in ends:
+                self.count(receiver)
+                self.ended(False)
+
+    def round(self, ends: list[tuple[socket.socket, _Receiver, Counter[int]]]) -> None:
+        for client, receiver, sequence in ends:
+            self.converse(partial(_send, client), receiver, sequence)
 
     def serve_one(self, listener: socket.socket, aborts: bool) -> None:
         end, _ = listener.accept()
@@ -345,6 +381,45 @@ def run(
             summary.errors.append("fewer associations or messages than asked for")
     summary.seconds = round(time.monotonic() - started, 3)
     return summary
+
+
+class Steady:
+    """Traffic of a process of its own over associations that stay open from the constructor's end until `stop`.
+
+    Both ends of each association verify every message; one that is lost or damaged, an association that breaks, and
+    an end that is no graceful shutdown are ``errors`` of the summary.
+    """
+
+    def __init__(
+        self, *, associations: int = 1, messages: int = 6, limit: float = 600.0, seed: int = 1
+    ) -> None:
+        self._result, result = os.pipe()
+        is_ready, ready = os.pipe()
+        end, self._end = os.pipe()
+        self._child = os.fork()
+        if self._child == 0:
+            for parents in (self._result, is_ready, self._end):
+                os.close(parents)
+            workload = _Workload(associations, messages, 5, limit, seed)
+            try:
+                workload.steady(lambda: os.close(ready), lambda: bool(select.select([end], [], [], 0)[0]))
+            except Exception as error:
+                causes = [error, error.__cause__] if error.__cause__ else [error]
+                workload.summary.errors += [f"steady: {type(cause).__name__}: {cause}" for cause in causes]
+            os.write(result, json.dumps(asdict(workload.summary)).encode())
+            os._exit(0)
+        for childs in (result, ready, end):
+            os.close(childs)
+        os.read(is_ready, 1)  # ends when the child closes it: all associations carried something
+        os.close(is_ready)
+
+    def stop(self) -> Summary:
+        """Close the associations gracefully; what was carried."""
+        os.close(self._end)
+        with os.fdopen(self._result, "rb") as answer:
+            told = answer.read()
+        os.waitpid(self._child, 0)
+        return Summary(**json.loads(told)) if told else Summary(errors=["the process died"])
 
 
 def main() -> int:
