@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * A private heap: allocation calls of the compartment's code go to caches of its own, and the pages of their slabs carry
- * the compartment's number in the owner shadow.
+ * the compartment's number and the size of their slots in the owner shadow.
  *
  * The shadow is exact: a slab is marked before its first object is handed out, and slabs are never given back while the
  * compartment is loaded (their caches keep any number of empty ones, see struct o2c_heap). The caches are not merged with
  * others, as they have a usercopy region. Objects may be freed by anybody with kfree(), which looks the cache up; for
  * kmem_cache_free() by the compartment's code there is a redirection, since it would name another cache.
+ *
+ * SLUB keeps the list of a slab's free objects inside of them, and whoever writes such a pointer chooses what the next
+ * allocation returns. So the pointers are kept out of the objects, as SLUB does for SLAB_TYPESAFE_BY_RCU (calculate_sizes in
+ * mm/slub.c of 6.1, mm/slab_common.c and slub.c of 6.12): a slot of 2^k bytes, naturally aligned, is an object of 2^k - 8
+ * and its pointer. What may be written then follows from an address and its page's byte in the shadow.
  *
  * Handlers do not allocate: they only prepare the arguments, and the call goes to a function here, which runs in the
  * context of the caller.
@@ -17,6 +22,7 @@
 #include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/string.h>
+#include <linux/uaccess.h>
 #include <linux/workqueue.h>
 #include <linux/delay.h>
 #include <asm/text-patching.h>
@@ -25,17 +31,23 @@
 
 #define UNUSUAL_GFP (__GFP_DMA | __GFP_DMA32 | __GFP_HIGHMEM)
 
-static const unsigned int sizes[] = { 8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096, 8192 };
+#define LARGEST 8192U			/* bytes of the largest request that is taken */
+#define SMALLEST_SLOT 4			/* log2 of bytes */
+#define LARGEST_SLOT 14
+#define CLASSES (LARGEST_SLOT - SMALLEST_SLOT + 1)
+#define FREE_POINTER sizeof(void *)
 
 struct o2c_private_heap {
 	struct list_head list;		/* of those that still have objects after unloading */
-	struct kmem_cache *caches[ARRAY_SIZE(sizes)];
-	char names[ARRAY_SIZE(sizes)][32];
+	struct kmem_cache *caches[CLASSES];
+	char names[CLASSES][32];
 	struct bpf_map *map;
 	u8 *shadow;
 	u64 frames;
 	u64 limit;
 	u8 owner;
+	u16 ctor_offset;		/* of members of struct kmem_cache, which is the kernel's own; 0: not known */
+	u16 flags_offset;
 	atomic_t inside;		/* calls that are in here */
 	atomic64_t bytes;
 	atomic64_t allocations;
@@ -50,38 +62,41 @@ static DECLARE_DELAYED_WORK(leftover_work, retry_leftover);
 static atomic_t generations = ATOMIC_INIT(0);
 
 /* Marks the slab of `object`. Returns false when that would go over the limit or cannot be recorded. */
-static bool mark(struct o2c_private_heap *heap, void *object)
+static bool mark(struct o2c_private_heap *heap, void *object, unsigned int slot)
 {
+	u8 value = heap->owner + slot;
 	u64 own = page_to_pfn(virt_to_page(object));
 	struct page *head = virt_to_head_page(object);
 	u64 first = page_to_pfn(head);
 	u64 i, count = 1UL << compound_order(head);
 
-	if (own >= heap->frames || first + count > heap->frames)
+	if (own >= heap->frames || first + count > heap->frames || (unsigned long)object & ((1UL << slot) - 1))
 		return false;
-	if (READ_ONCE(heap->shadow[own]) == heap->owner)
+	if (READ_ONCE(heap->shadow[own]) == value)
 		return true;
 	if (atomic64_add_return(count << PAGE_SHIFT, &heap->bytes) > heap->limit) {
 		atomic64_sub(count << PAGE_SHIFT, &heap->bytes);
 		return false;
 	}
 	/* of two that come here for one slab, one counts it */
-	if (cmpxchg(&heap->shadow[first], 0, heap->owner) != 0)
+	if (cmpxchg(&heap->shadow[first], 0, value) != 0)
 		atomic64_sub(count << PAGE_SHIFT, &heap->bytes);
 	for (i = 0; i < count; i++)
-		WRITE_ONCE(heap->shadow[first + i], heap->owner);
+		WRITE_ONCE(heap->shadow[first + i], value);
 	return true;
 }
 
 static void *allocate(struct o2c_private_heap *heap, size_t size, gfp_t gfp)
 {
-	unsigned int class = 0, attempt;
+	unsigned int class, attempt;
 	void *object = NULL;
 
 	if (!size)
 		return ZERO_SIZE_PTR;
-	while (sizes[class] < size)
-		class++;
+	class = max_t(unsigned int, fls64(size + FREE_POINTER - 1), SMALLEST_SLOT) - SMALLEST_SLOT;
+	/* such caches do not clear what they hand out where the kernel always does */
+	if (want_init_on_alloc(gfp))
+		gfp |= __GFP_ZERO;
 	/* KFENCE's pool is everybody's; it takes one allocation in a while */
 	for (attempt = 0; attempt < 4; attempt++) {
 		object = kmem_cache_alloc(heap->caches[class], gfp);
@@ -90,7 +105,7 @@ static void *allocate(struct o2c_private_heap *heap, size_t size, gfp_t gfp)
 		kmem_cache_free(heap->caches[class], object);
 		object = NULL;
 	}
-	if (object && mark(heap, object)) {
+	if (object && mark(heap, object, class + SMALLEST_SLOT)) {
 		atomic64_inc(&heap->allocations);
 		return object;
 	}
@@ -138,6 +153,18 @@ static void heap_free(void *object, struct o2c_private_heap *heap)
 	atomic_dec(&heap->inside);
 }
 
+/* Objects of a cache with a constructor, or that are looked at after they were freed, must come from there. */
+static bool is_plain(const struct o2c_private_heap *heap, unsigned long cache)
+{
+	unsigned long constructor;
+	u32 flags;
+
+	return heap->ctor_offset && heap->flags_offset &&
+	       !get_kernel_nofault(constructor, (unsigned long *)(cache + heap->ctor_offset)) && !constructor &&
+	       !get_kernel_nofault(flags, (u32 *)(cache + heap->flags_offset)) &&
+	       !(flags & (__force u32)SLAB_TYPESAFE_BY_RCU);
+}
+
 /* At a breakpoint on a call or tail jump; returns false when the kernel's own function is to run. */
 bool o2c_heap_redirect(const struct o2c_probe *probe, struct pt_regs *regs)
 {
@@ -149,8 +176,8 @@ bool o2c_heap_redirect(const struct o2c_probe *probe, struct pt_regs *regs)
 		size = probe->heap.size == O2C_REG_NONE ? probe->heap.constant
 							: *o2c_register(regs, probe->heap.size);
 		if (probe->heap.op == O2C_HEAP_ALLOC_CACHE)
-			size = kmem_cache_size((struct kmem_cache *)size);
-		if (size > sizes[ARRAY_SIZE(sizes) - 1] || gfp & (__force unsigned long)UNUSUAL_GFP) {
+			size = is_plain(heap, size) ? kmem_cache_size((struct kmem_cache *)size) : ULONG_MAX;
+		if (size > LARGEST || gfp & (__force unsigned long)UNUSUAL_GFP) {
 			atomic64_inc(&heap->passed);
 			return false;
 		}
@@ -192,7 +219,7 @@ static void put_caches(struct o2c_private_heap *heap)
 {
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(sizes); i++)
+	for (i = 0; i < CLASSES; i++)
 		kmem_cache_destroy(heap->caches[i]);
 	kfree(heap);
 }
@@ -245,7 +272,7 @@ int o2c_heap_create(struct o2c_compartment *compartment, struct o2c_heap *reques
 
 	if (compartment->heap || compartment->live)
 		return -EBUSY;
-	if (request->reserved || request->generation || !request->owner || request->owner > 255 || !request->limit ||
+	if (request->generation || !request->owner || request->owner > O2C_OWNER_MAX || !request->limit ||
 	    request->limit > S64_MAX)
 		return -EINVAL;
 	heap = kzalloc(sizeof(*heap), GFP_KERNEL);
@@ -253,16 +280,19 @@ int o2c_heap_create(struct o2c_compartment *compartment, struct o2c_heap *reques
 		return -ENOMEM;
 	heap->owner = request->owner;
 	heap->limit = request->limit;
+	heap->ctor_offset = request->ctor_offset;
+	heap->flags_offset = request->flags_offset;
 	ret = attach_shadow(heap, compartment, request->shadow);
 	if (ret)
 		goto fail;
 	request->generation = atomic_inc_return(&generations);
-	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
-		/* alignment as kmalloc() gives it; copies to and from user space are allowed for the whole object */
-		snprintf(heap->names[i], sizeof(heap->names[i]), "o2c-%u-%u", request->generation, sizes[i]);
-		heap->caches[i] = kmem_cache_create_usercopy(heap->names[i], sizes[i],
-							     min_t(unsigned int, sizes[i] & -sizes[i], PAGE_SIZE),
-							     0, 0, sizes[i], NULL);
+	for (i = 0; i < CLASSES; i++) {
+		unsigned int slot = 1U << (i + SMALLEST_SLOT);
+
+		/* copies to and from user space are allowed for the whole object */
+		snprintf(heap->names[i], sizeof(heap->names[i]), "o2c-%u-%u", request->generation, slot);
+		heap->caches[i] = kmem_cache_create_usercopy(heap->names[i], slot - FREE_POINTER, FREE_POINTER,
+							     SLAB_TYPESAFE_BY_RCU, 0, slot - FREE_POINTER, NULL);
 		if (!heap->caches[i]) {
 			ret = -ENOMEM;
 			goto fail;
@@ -283,7 +313,7 @@ static bool is_empty(struct o2c_private_heap *heap)
 	bool empty = true;
 	unsigned int i;
 
-	for (i = 0; i < ARRAY_SIZE(sizes); i++)
+	for (i = 0; i < CLASSES; i++)
 		empty &= !kmem_cache_shrink(heap->caches[i]);
 	return empty;
 }
@@ -313,7 +343,7 @@ void o2c_heap_destroy(struct o2c_private_heap *heap)
 	while (atomic_read(&heap->inside))
 		msleep(1);
 	for (i = 0; i < heap->frames; i++) {
-		if (heap->shadow[i] == heap->owner)
+		if (heap->shadow[i] >= heap->owner && heap->shadow[i] <= heap->owner + LARGEST_SLOT)
 			WRITE_ONCE(heap->shadow[i], 0);
 		if (!(i & 0xfffff))
 			cond_resched();

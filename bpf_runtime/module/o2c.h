@@ -217,22 +217,31 @@ struct o2c_info {
 
 /*
  * A private heap, before the first O2C_KIND_HEAP site. `shadow` is the id of an array map of one element, a byte for each
- * page frame, that a program of the compartment uses; those of the heap's slabs are set to `owner`. The caches are named o2c-<generation>-<size>; somebody must write a
- * huge number to /sys/kernel/slab/<name>/min_partial of each before commit, else SLUB gives empty slabs back.
+ * page frame, that a program of the compartment uses. The bytes of the heap's slabs are set to `owner` + k: such a slab
+ * consists of naturally aligned slots of 2^k bytes, of which all but the last 8 are the compartment's. The caches are named
+ * o2c-<generation>-<bytes of a slot>; somebody must see to it before commit that their slab_size is that number
+ * (/sys/kernel/slab/<name>/slab_size), and write a huge number to min_partial, else SLUB gives empty slabs back.
  */
+#define O2C_OWNER_MAX	240
+
 struct o2c_heap {
 	__u32 shadow;
-	__u32 owner;		/* 1 to 255 */
+	__u32 owner;		/* 1 to O2C_OWNER_MAX */
 	__u64 limit;		/* bytes in slabs */
 	__u32 generation;	/* out */
-	__u32 reserved;
+	/*
+	 * Of members in struct kmem_cache, from BTF. With 0 the kernel's own allocator serves O2C_HEAP_ALLOC_CACHE, as it does
+	 * for caches with a constructor and SLAB_TYPESAFE_BY_RCU.
+	 */
+	__u16 ctor_offset;
+	__u16 flags_offset;
 };
 
 struct o2c_heap_stats {
 	__u64 bytes;		/* in slabs that are marked */
 	__u64 allocations;	/* from the heap, since commit */
 	__u64 failures;		/* the limit was reached, or memory ran out */
-	__u64 passed;		/* too large or with unusual flags: left to the kernel's own allocator */
+	__u64 passed;		/* too large, unusual flags or cache: left to the kernel's own allocator */
 };
 
 #define O2C_IOC_MAGIC		0xc2

@@ -24,6 +24,8 @@ DEVICE = Path("/dev/o2c")
 NO_REGISTER = 0xFF
 RIP = 16
 NO_PROGRAM = 0xFFFFFFFF
+OWNER_MAX = 240
+FREE_POINTER = 8  # bytes
 
 _NAME_LENGTH = 32
 _MODULE_LENGTH = 64
@@ -367,7 +369,8 @@ class _Heap(ctypes.Structure):
         ("owner", ctypes.c_uint32),
         ("limit", ctypes.c_uint64),
         ("generation", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("ctor_offset", ctypes.c_uint16),
+        ("flags_offset", ctypes.c_uint16),
     )
 
 
@@ -496,23 +499,34 @@ class Enforcer:
             self._call("program", _IOC_PROGRAM, request)
         return int(request.index)
 
-    def heap(self, shadow: int, owner: int, limit: int) -> str:
+    def heap(
+        self, shadow: int, owner: int, limit: int, *, ctor_offset: int = 0, flags_offset: int = 0
+    ) -> str:
         """Give the compartment a private heap of at most `limit` bytes; returns the prefix of its caches' names.
 
         `shadow` is the id of an array map of one value, a byte for each page frame, that a program of the compartment
-        uses (ENOENT: none does); its bytes become `owner` (1 to 255). The caches are told to keep empty slabs, so that
-        the shadow stays exact (EOPNOTSUPP: this kernel has no such setting).
+        uses (ENOENT: none does). The bytes of its slabs become `owner` (1 to OWNER_MAX) plus the logarithm of the size of
+        a slot; the last FREE_POINTER bytes of each slot are the allocator's. The offsets are those of members of struct
+        kmem_cache; without them caches are left to the kernel. The heap's caches are told to keep empty slabs, so that the
+        shadow stays exact (EOPNOTSUPP: this kernel has no such setting, or gives them other slots, as when it debugs
+        its allocator).
         """
-        request = _Heap(shadow=shadow, owner=owner, limit=limit)
+        request = _Heap(
+            shadow=shadow, owner=owner, limit=limit, ctor_offset=ctor_offset, flags_offset=flags_offset
+        )
         self._call("heap", _IOC_HEAP, request)
         prefix = f"o2c-{request.generation}-"
-        settings = [cache / "min_partial" for cache in _SLAB.glob(f"{prefix}*")]
+        caches = list(_SLAB.glob(f"{prefix}*"))
         try:
-            for setting in settings:
-                setting.write_text(str(_ANY_NUMBER_OF_SLABS))
-            for cache in _SLAB.glob(f"{prefix}*/skip_kfence"):  # where the kernel has KFENCE
-                cache.write_text("1")
-            kept = settings and all(int(setting.read_text()) == _ANY_NUMBER_OF_SLABS for setting in settings)
+            for cache in caches:
+                (cache / "min_partial").write_text(str(_ANY_NUMBER_OF_SLABS))
+            for setting in _SLAB.glob(f"{prefix}*/skip_kfence"):  # where the kernel has KFENCE
+                setting.write_text("1")
+            kept = bool(caches) and all(
+                int((cache / "min_partial").read_text()) == _ANY_NUMBER_OF_SLABS
+                and int((cache / "slab_size").read_text()) == int(cache.name.removeprefix(prefix))
+                for cache in caches
+            )
         except OSError:
             kept = False
         if not kept:
