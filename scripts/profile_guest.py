@@ -9,6 +9,7 @@ It does what `o2c profile` does, in one process: under emulation, starting takes
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def main() -> None:
             workload=workload,
             layout=recording.layout,
         )
+        sites_path = Path(os.environ["O2C_RESULTS"]) / f"{release}-{boot[:8]}-{workload}.sites.json"
+        sites_path.write_text(json.dumps(labeller.rows(recording.samples), indent=0) + "\n")
         print(
             f"{time.monotonic() - started:6.1f} s {workload}: {share(samples, labels)} {recording.counters}"
         )

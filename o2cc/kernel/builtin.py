@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -78,16 +78,9 @@ def _scan_builtin(
     kernel: Kernel, patterns: Sequence[str], name: str | None, structs: Sequence[str]
 ) -> Description:
     symbols = kernel.symbols
-    elf = kernel.elf
     path = str(kernel.path)
-    sections = _sections(elf)
-    if not any(section.executable for section in sections):
-        raise failure(NO_KERNEL_IMAGE, "the kernel has no code where kernels are linked", path)
-    functions = _functions(symbols, sections, patterns, path)
-    low = min(section.start for section in sections if section.start >= KERNEL_START)
-    high = max(section.end for section in sections)
-    layout = Layout(sections, functions, {}, (low, high), symbols)
-    patches = _patches(layout, elf, symbols)
+    layout, patches = kernel_layout(kernel, _chosen(symbols, patterns, path))
+    sections, functions = layout.sections, layout.functions
     objects, links = _pointers(layout, symbols, {function.start for function in functions})
     layout.links = links
     counts = symbols.index
@@ -123,9 +116,23 @@ def _scan_builtin(
     )
 
 
-def _functions(
-    symbols: KernelSymbols, sections: Sequence[LayoutSection], patterns: Sequence[str], path: str
-) -> tuple[FunctionRange, ...]:
+def kernel_layout(kernel: Kernel, chosen: Mapping[int, str]) -> tuple[Layout, Patches]:
+    """The kernel as a layout whose functions are the chosen ones (name by address), and its patch sites.
+
+    Raises DiagnosticError: O2C0404 for a kernel without code, and what reading the kernel raises.
+    """
+    elf = kernel.elf
+    sections = _sections(elf)
+    if not any(section.executable for section in sections):
+        raise failure(NO_KERNEL_IMAGE, "the kernel has no code where kernels are linked", str(kernel.path))
+    functions = _functions(kernel.symbols, sections, chosen)
+    low = min(section.start for section in sections if section.start >= KERNEL_START)
+    high = max(section.end for section in sections)
+    layout = Layout(sections, functions, {}, (low, high), kernel.symbols)
+    return layout, _patches(layout, elf, kernel.symbols)
+
+
+def _chosen(symbols: KernelSymbols, patterns: Sequence[str], path: str) -> dict[int, str]:
     chosen: dict[int, str] = {}
     for pattern in patterns:
         matched = [
@@ -142,6 +149,12 @@ def _functions(
             name = symbols.names[position]
             before = chosen.get(address)
             chosen[address] = name if before is None else min(before, name)
+    return chosen
+
+
+def _functions(
+    symbols: KernelSymbols, sections: Sequence[LayoutSection], chosen: Mapping[int, str]
+) -> tuple[FunctionRange, ...]:
     executable = [section for section in sections if section.executable]
     result = []
     for address, name in sorted(chosen.items()):

@@ -154,9 +154,12 @@ class ValueAnalysis:
         ]
         return Values(self.definitions, starts, self.saved, self.frame_escapes, sorted(unreached))
 
-    def replay(self, block: BasicBlock, start: State, record: Record) -> None:
-        """Call ``record`` with every instruction of the block and the state before it (not to be kept)."""
-        self._run(block, start.copy(), record)
+    def replay(self, block: BasicBlock, start: State, record: Record) -> State:
+        """Call ``record`` with every instruction of the block and the state before it (not to be kept); gives back
+        the state behind the block."""
+        state = start.copy()
+        self._run(block, state, record)
+        return state
 
     def _entry_state(self) -> State:
         registers = [(self.number(("entry", register)), 0) for register in range(16)]

@@ -3,10 +3,13 @@
 
 The first of these that applies gives (label, evidence):
 
-    payload   its cache or the function that allocated it is for what users send or ask for
+    payload   its cache or its allocation site is for what users send or ask for
     cache     an unmerged cache of its own, whose struct is known or has the cache's name
+    debug     a variable of the source holds the result, and the object has the size of what it points to
+    flow      so does an argument that it becomes, a field, or what its function returns (`o2cc.profile.site_types`)
     result    the allocating function returns `struct T *`, and the object has the size of T
     table     the allocating function is in `ALLOCATORS`, and the object has the size of its struct
+    conflict  several types fit equally well: no label but the site
     site      else: the allocating function and the object's size
 
 A size check is part of every rule that goes by a function: many functions allocate more than what they return.
@@ -15,6 +18,7 @@ A size check is part of every rule that goes by a function: many functions alloc
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,22 +27,23 @@ from o2cc.kernel import btf as kinds
 from o2cc.kernel.btf import Btf
 from o2cc.lower.caches import CACHE_STRUCTS
 from o2cc.profile.samples import Sample
+from o2cc.profile.site_types import Site, SiteNames, SiteTable
 
 PAYLOAD = "payload"
+
+MERGE_SLACK = 7
+"""Bytes by which a cache's objects may be larger than those of one that shares it (mm/slab_common.c find_mergeable,
+6.1 and 6.12, without the alignment to cache lines)."""
 
 PAYLOAD_CACHES = frozenset({"names_cache", "skbuff_small_head"})
 """fs/namei.c (paths from user space); net/core/skbuff.c (small packet heads, 6.12)."""
 
 PAYLOAD_FUNCTIONS = frozenset(
     {
-        # packet data: net/core/skbuff.c (6.1, 6.12)
+        # packet data: net/core/skbuff.c (6.1, 6.12); what `__alloc_skb` takes from a cache is a head
         "__alloc_skb",
         "kmalloc_reserve",
         "pskb_expand_head",
-        "__netdev_alloc_skb",
-        "__napi_alloc_skb",
-        "napi_alloc_skb",
-        "skb_copy_ubufs",
         # message queues: ipc/msgutil.c; user keys: security/keys/user_defined.c
         "load_msg",
         "user_preparse",
@@ -94,6 +99,7 @@ class TextSymbols:
         found.sort()
         self._functions = found
         self._starts = [start for start, _, _ in found]
+        self._names: dict[str, SiteNames] = {}
 
     def function(self, return_address: int) -> Function | None:
         """The function that a return address lies in; None below every function."""
@@ -102,6 +108,18 @@ class TextSymbols:
             return None
         _, name, module = self._functions[index]
         return Function(name.split(".")[0], module)
+
+    def site(self, return_address: int) -> str | None:
+        """The name that a table of sites has for a return address; None below every function."""
+        function = self.function(return_address)
+        if function is None:
+            return None
+        module = function.module
+        if module not in self._names:
+            symbols = ((start, name) for start, name, of in self._functions if of == module)
+            self._names[module] = SiteNames(symbols, numbered=not module)
+        name = self._names[module].name(return_address)
+        return f"{module}:{name}" if module and name else name
 
 
 class Types:
@@ -155,23 +173,54 @@ class Label:
     @property
     def is_type(self) -> bool:
         """Whether it names a struct or payload, not a mere site."""
-        return self.evidence != "site"
+        return self.evidence not in ("site", "conflict")
+
+
+def _key(sample: Sample) -> tuple[int, str, int, int, bool]:
+    """All that a label depends on."""
+    return sample.site, sample.cache, sample.asked, sample.size, sample.references == 1
 
 
 class Labeller:
     """Labels samples of one boot; sites are looked up once each."""
 
-    def __init__(self, symbols: TextSymbols, types: Types) -> None:
+    def __init__(self, symbols: TextSymbols, types: Types, sites: SiteTable | None = None) -> None:
         self._symbols = symbols
         self._types = types
+        self._sites: Mapping[str, Site] = sites.sites if sites is not None else {}
         self._known: dict[tuple[int, str, int, int, bool], Label] = {}
 
     def label(self, sample: Sample) -> Label:
         """The label of a sample."""
-        key = (sample.site, sample.cache, sample.asked, sample.size, sample.references == 1)
+        key = _key(sample)
         if key not in self._known:
             self._known[key] = self._find(sample)
         return self._known[key]
+
+    def rows(self, samples: Sequence[Sample]) -> list[dict[str, str | int]]:
+        """What labels depend on, with the label, and how many of the samples each row stands for."""
+        counts = Counter(_key(sample) for sample in samples)
+        first = {_key(sample): sample for sample in reversed(samples)}
+        rows: list[dict[str, str | int]] = []
+        for key, count in counts.items():
+            sample = first[key]
+            function = self._symbols.function(sample.site)
+            label = self.label(sample)
+            rows.append(
+                {
+                    "site": self._symbols.site(sample.site) or "",
+                    "function": function.name if function else "unknown",
+                    "module": function.module if function else "",
+                    "cache": sample.cache,
+                    "asked": sample.asked,
+                    "size": sample.size,
+                    "references": sample.references,
+                    "samples": count,
+                    "label": label.name,
+                    "evidence": label.evidence,
+                }
+            )
+        return rows
 
     def _find(self, sample: Sample) -> Label:
         function = self._symbols.function(sample.site)
@@ -184,8 +233,19 @@ class Labeller:
                 struct = sample.cache
             if struct is not None:
                 return Label(struct, "cache")
-        if name in PAYLOAD_FUNCTIONS:
+        site = self._sites.get(self._symbols.site(sample.site) or "")
+        if site is not None and site.payload:
             return Label(PAYLOAD, "payload")
+        if name in PAYLOAD_FUNCTIONS and not (name == "__alloc_skb" and not sample.asked):
+            return Label(PAYLOAD, "payload")
+        if site is not None:
+            # A cache that others share may have objects a little larger than asked for (`find_mergeable`).
+            slack = MERGE_SLACK if not sample.asked and sample.references > 1 else 0
+            choice, evidence = site.choose(sample.asked or sample.size, slack)
+            if choice.name is not None:
+                return Label(choice.name, evidence)
+            if choice.conflict:
+                return Label(f"site:{name}/{sample.size}", "conflict")
         for evidence, candidate in (
             ("table", ALLOCATORS.get(name)),
             ("result", self._types.result(name, module)),
@@ -196,11 +256,11 @@ class Labeller:
 
     def _fits(self, struct: str, module: str, sample: Sample) -> bool:
         """Whether an object has the size of a struct: exactly what kmalloc was asked for; in a cache, which may be
-        merged with another of nearly the same size, up to a word more (mm/slab_common.c find_mergeable, 6.1)."""
+        merged with another of nearly the same size, up to a word more."""
         size = self._types.size(struct, module)
         if size is None:
             return False
-        return sample.asked == size if sample.asked else size <= sample.size < size + 8
+        return sample.asked == size if sample.asked else size <= sample.size <= size + MERGE_SLACK
 
 
 @dataclass(frozen=True)

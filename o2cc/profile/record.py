@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -18,11 +19,13 @@ from o2cc.kernel.types import kernel_facts
 from o2cc.profile.labels import Labeller, TextSymbols, Types
 from o2cc.profile.program import NAME, SamplingProgram, make_program
 from o2cc.profile.samples import Sample, decode
+from o2cc.profile.site_types import bundled_sites
 from o2cc.runtime import kernel_calls, running_kernel, tables
 from o2cc.runtime.libbpf import BpfObject, LoadError, RingBuffer, lookup
 from o2cc.trees.features import LAYOUT_FIELDS, Layout
 
 _BTF = Path("/sys/kernel/btf")
+_NOTES = Path("/sys/kernel/notes")
 _LOG_LINES = 12
 _POLL = 100  # milliseconds
 
@@ -64,8 +67,25 @@ def running_labeller(kernel: Btf) -> Labeller:
         except (OSError, DiagnosticError):
             return None
 
+    sites = bundled_sites(os.uname().release, _running_build_id())
     with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
-        return Labeller(TextSymbols(lines), Types(kernel, module))
+        return Labeller(TextSymbols(lines), Types(kernel, module), sites)
+
+
+def _running_build_id() -> str:
+    """The build id of the running kernel (its GNU note, type 3), empty if it shows none."""
+    try:
+        notes = _NOTES.read_bytes()
+    except OSError:
+        return ""
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, at)
+        content = at + 12 + (name_size + 3 & ~3)
+        if kind == 3 and notes[at + 12 : at + 12 + name_size] == b"GNU\0":
+            return notes[content : content + size].hex()
+        at = content + (size + 3 & ~3)
+    return ""
 
 
 def running_program(kernel: Btf, *, per_site: int) -> SamplingProgram:

@@ -7,7 +7,7 @@ Columns (see `schema`): one row is one object at one moment.
     boot         identity of the boot, as /proc/sys/kernel/random/boot_id
     workload     what was running
     label        type of the object, or the site that allocated it
-    evidence     how the label is known: `cache`, `site`, `flow`, `payload`, ...
+    evidence     how the label is known: `payload`, `cache`, `debug`, `flow`, ... (docs/profiles.md)
     moment       `alloc`, `access` or `free`
     address      of the object
     size         in bytes

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from o2cc.profile.candidates import TypeFacts
 from o2cc.profile.labels import Label, Labeller, TextSymbols, share
 from o2cc.profile.samples import RECORD, Sample, decode
+from o2cc.profile.site_types import Site, SiteTable, bundled_sites
 from o2cc.profile.write import at_most_per_class, write_profile
 from o2cc.trees.dataset import read_profiles
 from o2cc.trees.features import Layout
@@ -75,6 +77,80 @@ def test_an_allocator_of_the_table_in_a_merged_cache() -> None:
     sample = replace(KMALLOC, site=0xFFFFFFFFC0000180, asked=0, cache="anything", size=240, references=3)
     assert label(sample) == Label("sctp_sockaddr_entry", "table")
     assert label(replace(sample, size=256)).evidence == "site"
+
+
+def _site(debug: list[TypeFacts], payload: str = "") -> Site:
+    return Site("kmalloc_trace", None, False, payload, tuple(debug), (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "expected"),
+    [
+        (_site([TypeFacts("other", "struct", 64)]), {}, Label("other", "debug")),
+        (_site([TypeFacts("other", "struct", 64)]), {"asked": 60}, Label("site:helper/64", "site")),
+        (
+            _site([TypeFacts("one", "struct", 64), TypeFacts("two", "struct", 64)]),
+            {},
+            Label("site:helper/64", "conflict"),
+        ),
+        (_site([TypeFacts("other", "struct", 64)], "_copy_from_user"), {}, Label("payload", "payload")),
+        # a cache of its own, or one that others share and that has a little larger objects
+        (
+            _site([TypeFacts("other", "struct", 60)]),
+            {"asked": 0, "cache": "x"},
+            Label("site:helper/64", "site"),
+        ),
+        (
+            _site([TypeFacts("other", "struct", 60)]),
+            {"asked": 0, "cache": "x", "references": 2},
+            Label("other", "debug"),
+        ),
+        (
+            _site([TypeFacts("other", "struct", 200)]),
+            {"asked": 0, "cache": "vm_area_struct", "size": 200},
+            Label("vm_area_struct", "cache"),
+        ),
+    ],
+)
+def test_what_the_table_of_sites_says(site: Site, changes: dict[str, object], expected: Label) -> None:
+    table = SiteTable("6.1.0", "", {"helper+0x10": site})
+    sample = replace(KMALLOC, site=0xFFFFFFFF81000310, **changes)  # type: ignore[arg-type]
+    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), table)  # type: ignore[arg-type]
+    found = labeller.label(sample)
+    assert found == expected
+    assert found.is_type == (not found.name.startswith("site:"))
+
+
+def test_sites_of_a_module_have_its_name() -> None:
+    table = SiteTable(
+        "6.1.0", "", {"sctp:sctp_add_bind_addr+0x80": _site([TypeFacts("other", "struct", 64)])}
+    )
+    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), table)  # type: ignore[arg-type]
+    assert labeller.label(replace(KMALLOC, site=0xFFFFFFFFC0000180)) == Label("other", "debug")
+
+
+def test_the_head_of_a_packet_is_no_payload_but_its_data_are() -> None:
+    symbols = TextSymbols(["ffffffff81000100 T __alloc_skb"])
+    labeller = Labeller(symbols, FakeTypes())  # type: ignore[arg-type]
+    assert labeller.label(KMALLOC) == Label("payload", "payload")
+    head = replace(KMALLOC, asked=0, cache="skbuff_fclone_cache", references=2)
+    assert labeller.label(head).evidence == "site"
+
+
+@pytest.mark.parametrize("release", ["6.1.0-57-amd64", "6.12.117+deb12-amd64"])
+def test_the_tables_that_come_with_the_package_know_sctp(release: str) -> None:
+    assert bundled_sites(release, "another build") is None
+    directory = Path(__file__).parents[3] / "descriptions" / release
+    table = SiteTable.from_bytes((directory / "allocations.json.xz").read_bytes())
+    assert bundled_sites(release, table.build_id) == table
+    sites = {name.partition("+")[0]: site for name, site in table.sites.items()}
+    for name, size, expected in (
+        ("sctp:sctp_association_new", 2112, "sctp_association"),
+        ("sctp:sctp_chunkify", 256, "sctp_chunk"),
+        ("sctp:sctp_stream_init_ext", 88, "sctp_stream_out_ext"),
+    ):
+        assert sites[name].choose(size, 0)[0].name == expected
+    assert sites["sctp:sctp_setsockopt"].payload
 
 
 def test_an_unknown_site_has_a_label_too() -> None:
