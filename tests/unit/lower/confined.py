@@ -100,7 +100,9 @@ class Confined:
         return number_types(self.policy, sctp())
 
     def phase(self, phase: int) -> None:
-        self.world.machine.tables["globals"].store(0, "phase", phase)
+        words = self.world.machine.tables["globals"]
+        words.store(0, "started", self.world.machine.now)
+        words.store(0, "phase", phase)
 
     def call(self, function: str, *arguments: int) -> int:
         """A library function's answer."""

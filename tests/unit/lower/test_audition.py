@@ -131,6 +131,16 @@ def test_objects_on_pages_from_after_loading_are_not_auditioned() -> None:
     assert kernel.store(p + 8) == "allow"
 
 
+@pytest.mark.parametrize("started", [0, 1 << 63])
+def test_new_pages_are_not_remembered_while_checks_are_attached(started: int) -> None:
+    """Catches objects that are allocated in that time, which nothing tracks yet, and are then denied as forged."""
+    kernel = _kernel()
+    p = _older(kernel, OWN_WORD)
+    kernel.world.machine.tables["globals"].store(0, "started", started)
+    kernel.hook("o2c_page_alloc", kernel.call("page_head", p), 0)
+    assert kernel.store(p + 8) == "allow"
+
+
 def test_new_pages_are_not_remembered_after_the_transition() -> None:
     """Catches a hook that goes on filling its map for good."""
     kernel = _kernel()
