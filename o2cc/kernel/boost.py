@@ -32,6 +32,12 @@ _TWO_BYTE = (
 )  # fmt: skip
 
 
+def is_prefixed_call(body: bytes) -> bool:
+    """Whether the bytes are a direct near call behind a prefix, as compilers write calls of thunks by r8 to r15."""
+    stripped = body.lstrip(bytes(_PREFIXES))
+    return stripped[:1] == b"\xe8" and len(stripped) < len(body)
+
+
 def boost_class(body: bytes) -> Boost:
     """The class of the instruction whose bytes are ``body``."""
     position = 0

@@ -97,6 +97,9 @@ PATCH_KINDS: tuple[PatchKind, ...] = (
 )
 
 
+CALLEE_SAVED_NAMES = frozenset(("rbx", "rbp", "r12", "r13", "r14", "r15"))  # System V ABI, AMD64 supplement
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """The code that is described.
@@ -246,7 +249,8 @@ class Site:
     bytes these are: (offset in the instruction, length). ``patched``: the kernel rewrites this instruction.
     ``probe`` is at the site itself where that is possible; ``earlier``, if there is one, is the nearest
     equivalent place before it that can be jump-optimized where ``probe`` cannot. ``frame_pointer``: rbp holds the
-    address just below the return address slot (functions that round their stack pointer down keep it so).
+    address just below the return address slot, or below the copy of it that a function made which rounded its stack
+    pointer down first (``Function.stack_kept``).
     """
 
     offset: int
@@ -512,8 +516,10 @@ class Function:
     """A function, or the ``.cold`` part of one (``parent`` then names it).
 
     ``ambiguous``: other code of the kernel or of the target has the same name, so that a probe by name is
-    refused or lands elsewhere. ``frame``: bytes of callee-saved registers that the prologue pushes; ``saved``
-    says which register is at which frame offset. ``traced``: it begins with the ftrace call or nop. ``values``
+    refused or lands elsewhere. ``frame``: bytes of registers that the prologue pushes for the caller; ``saved``
+    says which register is at which frame offset. A function that rounds its stack pointer down before anything else
+    copies its return address below; ``saved`` then counts from that copy, and has one register that is not callee-saved:
+    it keeps the caller's stack pointer. ``traced``: it begins with the ftrace call or nop. ``values``
     is indexed by ``Site.value``; a ``.cold`` part shares its parent's table (and has an empty one). ``problems``
     is what could not be understood. ``initial``: its code is freed after initialization.
     """
@@ -537,6 +543,12 @@ class Function:
     instructions: int = 0
     values: tuple[ValueSource, ...] = ()
     patches: tuple[PatchSite, ...] = ()
+
+    @property
+    def stack_kept(self) -> int | None:
+        """Where a function that rounds its stack pointer down first keeps its caller's (the address behind the return
+        address slot): offset from its copy of the return address."""
+        return next((offset for register, offset in self.saved if register not in CALLEE_SAVED_NAMES), None)
 
     @cached_property
     def site_by_offset(self) -> Mapping[int, Site]:

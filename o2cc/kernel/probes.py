@@ -5,7 +5,9 @@ Sources (6.1 and 6.12). A place is refused (``check_kprobe_address_safe`` in ``k
 ``arch_prepare_kprobe`` and ``prepare_emulation`` in ``arch/x86/kernel/kprobes/core.c``): not the start of an
 instruction; inside the ftrace entry; in a jump label, static call or trap of the bug table; in sections without
 kprobes (``.noinstr.text``, ``.kprobes.text``, ``.entry.text``) or functions on the blacklist; calls and jumps
-through memory; initialization code, once it is freed. Jump optimization (``can_optimize`` and
+through memory; initialization code, once it is freed. We refuse direct calls behind a prefix (``cs call
+__x86_indirect_thunk_r8``): the kernel emulates them, and ``int3_emulate_call`` (``asm/text-patching.h``) pushes the
+address five bytes on, whatever the length, so that the callee returns into the instruction. Jump optimization (``can_optimize`` and
 ``copy_optimized_instructions`` in ``arch/x86/kernel/kprobes/opt.c``) needs five bytes inside the symbol, no jump
 of the same symbol to bytes 1 to 5, no exception-table entry anywhere in the symbol, displaced instructions
 that can be boosted, and no patch site among them. It decodes the symbol to its end in kallsyms, which for the last
@@ -19,7 +21,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from o2cc.kernel.boost import Boost
+from o2cc.kernel.boost import Boost, is_prefixed_call
 from o2cc.kernel.description import Probe
 from o2cc.kernel.flow import BasicBlock, Part, Unit
 from o2cc.kernel.instruction import RSP, Flow, Instruction
@@ -164,6 +166,8 @@ def _refusal(context: ProbeContext, item: Instruction) -> str | None:
         return "the code before it cannot be decoded"
     if item.flow in (Flow.INDIRECT_CALL, Flow.INDIRECT_JUMP) and not isinstance(item.operand, int):
         return "kprobes refuse calls and jumps through memory"
+    if is_prefixed_call(item.body):
+        return "kprobes return wrongly from a call behind a prefix"
     if item.address in context.patches.bugs:
         return "kprobes refuse traps of the bug table"
     if item.flow == Flow.STOP or item.mnemonic == "int3":

@@ -43,6 +43,7 @@ from o2cc.kernel.values import (
 )
 
 RCX = 1
+_REALIGNED_BASE = -16  # what rbp holds behind the copy of the return address and the saved rbp
 
 
 @dataclass(frozen=True)
@@ -318,7 +319,8 @@ class _SiteBuilder:
 
     def add(self, item: Instruction, state: State) -> None:
         self.index += 1
-        self.frame_pointer = state.registers[RBP] == (STACK, -8)
+        realigned = self.table.values.realigned
+        self.frame_pointer = state.registers[RBP] in ((STACK, -8), (realigned, _REALIGNED_BASE))
         flow = item.flow
         if flow == Flow.NEXT and item.write is None and not item.stack_write:
             return

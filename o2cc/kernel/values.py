@@ -43,6 +43,7 @@ _CALLER_SAVED = tuple(
 # Visits after which a block's joins are no longer taken back, so that the iteration ends.
 _STICKY_AFTER = 24
 _MASK64 = (1 << 64) - 1
+_CALLERS_TOP: Held = (STACK, 8)  # the stack pointer before the call
 
 
 @dataclass(slots=True)
@@ -60,6 +61,10 @@ class State:
 class Values:
     """The result: definitions by number, start states by block, and what the prologue saves.
 
+    ``realigned``: the aligned stack pointer of a function that begins with ``lea r10, [rsp + 8]; and rsp, -16; push
+    [r10 - 8]; push rbp; mov rbp, rsp`` and then saves registers, r10 among them. ``saved`` then counts from the copy of
+    the return address, and where r10 is saved is the stack pointer that the caller had before the call.
+
     Definitions are tuples: ("stack",), ("aligned", address, alignment, frame offset), ("argument", n), ("entry", register), ("call", address), ("load", address,
     Memory, value or None, offset), ("static", StaticAddress), ("constant", n), ("merge", block, place),
     ("unknown", address, register), ("start", block, register).
@@ -70,6 +75,7 @@ class Values:
     saved: dict[int, int]
     frame_escapes: bool
     unreached: list[int] = field(default_factory=list)
+    realigned: int | None = None
 
 
 Record = Callable[[Instruction, State], None]
@@ -83,6 +89,8 @@ class ValueAnalysis:
         self.numbers: dict[Definition, int] = {("stack",): STACK}
         self.definitions: list[Definition] = [("stack",)]
         self.saved: dict[int, int] = {}
+        self.saved_aligned: dict[int, int] = {}
+        self.aligned: int | None = None
         self.frame_escapes = _frame_escapes(unit)
         self.protected: set[Held] = set()
         self.reused: set[Held] = set()
@@ -152,7 +160,9 @@ class ValueAnalysis:
         unreached = [
             address for address in roots if address != unit.entry and not unit.blocks[address].external
         ]
-        return Values(self.definitions, starts, self.saved, self.frame_escapes, sorted(unreached))
+        realigned = self._realigned()
+        saved = self.saved if realigned is None else self.saved_aligned
+        return Values(self.definitions, starts, saved, self.frame_escapes, sorted(unreached), realigned)
 
     def replay(self, block: BasicBlock, start: State, record: Record) -> State:
         """Call ``record`` with every instruction of the block and the state before it (not to be kept); gives back
@@ -335,19 +345,32 @@ class ValueAnalysis:
         if held is not None:
             slots[top] = held
             self._note_saved(register, held, top)
-            own = register in CALLEE_SAVED and held == (self.number(("entry", register)), 0)
-            if (own or self._is_frame(held[0])) and top not in self.reused:
+            self._note_pushed(register, held, top)
+            if (self._is_callers(register, held) or self._is_frame(held[0])) and top not in self.reused:
                 self.protected.add(top)
 
     def _note_saved(self, register: int, held: Held, slot: Held) -> None:
-        entry = ("entry", register)
-        if (
-            register in CALLEE_SAVED
-            and slot[0] == STACK
-            and held[1] == 0
-            and self.definitions[held[0]] == entry
-        ):
+        if slot[0] == STACK and self._is_callers(register, held):
             self.saved.setdefault(register, slot[1])
+
+    def _note_pushed(self, register: int, held: Held, slot: Held) -> None:
+        """A push below an aligned stack pointer, whose first word is a copy of the return address."""
+        if slot[0] == STACK or self.aligned not in (None, slot[0]):
+            return
+        if self._is_callers(register, held) or held == _CALLERS_TOP:
+            self.aligned = slot[0]
+            self.saved_aligned.setdefault(register, slot[1] + 8)
+
+    def _is_callers(self, register: int, held: Held) -> bool:
+        """Whether this is what the caller left in a register that it needs again."""
+        return register in CALLEE_SAVED and held[1] == 0 and self.definitions[held[0]] == ("entry", register)
+
+    def _realigned(self) -> int | None:
+        """The aligned stack pointer of a function that keeps its caller's, see :class:`Values`."""
+        others = [register for register in self.saved_aligned if register not in CALLEE_SAVED]
+        # Who pushed anything before keeps its registers in two places, which nothing here describes.
+        whole = not self.saved and len(others) == 1 and self.saved_aligned.get(RBP) == -8
+        return self.aligned if whole else None
 
     def _forget_objects(self, slots: dict[Held, Held]) -> None:
         """Drop the slots that may overlap an object whose address went out."""

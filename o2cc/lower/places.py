@@ -16,6 +16,7 @@ from o2cc.kernel.description import Description, Function, Section, Site, Static
 
 UNKNOWN_HEIGHT = 0xFFFF
 BY_FRAME_POINTER = 0xFFFE
+REALIGNED = 0xFFFD
 KIND_DATA = 1
 KIND_TEXT = 2
 KIND_CONSTANT = 3
@@ -63,13 +64,16 @@ def frame_at(function: Function, site: Site | None, functions: Mapping[str, Func
     """The frame at a site (None: at the function's first instruction); a ``.cold`` part has its parent's saved
     registers."""
     owner = functions.get(function.parent, function) if function.parent else function
+    kept = owner.stack_kept
     bp_offset = next((-offset for register, offset in owner.saved if register == "rbp"), 0)
     height = site.stack_height if site is not None else 0
-    if height is not None and 0 <= height < BY_FRAME_POINTER:
+    if height is not None and 0 <= height < REALIGNED:
         # Before the prologue has pushed a register, it still is where the caller left it.
         pushed = min(owner.frame, height)
         return Frame(height, pushed, bp_offset // 8 if bp_offset <= height else 0)
     if height is None and site is not None and site.frame_pointer:
+        if kept is not None:
+            return Frame(REALIGNED, owner.frame, -kept // 8)
         return Frame(BY_FRAME_POINTER, owner.frame, bp_offset // 8)
     return Frame(UNKNOWN_HEIGHT, 0, 0)
 

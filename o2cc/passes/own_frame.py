@@ -81,9 +81,18 @@ def _lowest(place: Site) -> int:
 def saved_floor(target: Description, function: Function) -> int:
     """The frame address below which no saved register lies: 0 if the function saves none.
 
-    A ``.cold`` part has the frame of its function (of all that have its name).
+    A ``.cold`` part has the frame of its function (of all that have its name). Where the stack pointer was rounded down
+    before, registers count from the copy of the return address, which is a word below the rounded address, and so is
+    what :func:`_written` gives as the end, at most.
     """
     whole = [function]
     if function.parent is not None:
         whole += [other for other in target.functions if other.name == function.parent]
-    return min((0, *(offset for part in whole for _, offset in part.saved), *(-part.frame for part in whole)))
+    return min(
+        0, *(min((-part.frame, *(offset for _, offset in part.saved))) - _copied(part) for part in whole)
+    )
+
+
+def _copied(function: Function) -> int:
+    """Bytes of the copy of the return address that a function makes below its rounded stack pointer."""
+    return 8 if function.stack_kept is not None else 0

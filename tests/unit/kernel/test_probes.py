@@ -74,6 +74,19 @@ def test_calls_through_memory_take_no_probe() -> None:
     assert alone.offset is None
 
 
+def test_calls_behind_a_prefix_take_no_probe() -> None:
+    """Catches probes on `cs call thunk`, where the callee would return into the last byte of the call."""
+    by_thunk = "mov eax, 0x1234\n{}call __x86_indirect_thunk_r8" + TAIL
+    plain = site(one(by_thunk.format("")), "indirect_call")
+    assert (plain.length, plain.probe.offset) == (5, plain.offset)
+    prefixed = site(one(by_thunk.format(".byte 0x2e\n")), "indirect_call")
+    assert prefixed.length == 6
+    assert prefixed.probe.offset == 0
+    assert prefixed.probe.reason is not None
+    assert "prefix" in prefixed.probe.reason
+    assert site(one(".byte 0x2e\ncall g" + TAIL), "call").probe.offset is None
+
+
 def test_patched_places() -> None:
     source = function(
         "f",

@@ -45,6 +45,39 @@ def test_rounded_frames_have_bounds() -> None:
     assert not described.problems
 
 
+REALIGNED = """lea r10, [rsp + 8]
+and rsp, -16
+push qword ptr [r10 - 8]
+push rbp
+mov rbp, rsp
+push r12
+push r10
+push rbx
+sub rsp, 0x30
+mov [rbp - 0x20], rdi
+call g
+add rsp, 0x30
+pop rbx
+pop r10
+pop r12
+pop rbp
+lea rsp, [r10 - 8]
+ret"""
+
+
+def test_a_stack_that_is_rounded_first_keeps_the_callers() -> None:
+    """Registers count from the copy of the return address; without the copy's register nothing is claimed."""
+    described = one(REALIGNED)
+    assert described.saved == (("rbp", -8), ("r12", -16), ("r10", -24), ("rbx", -32))
+    assert (described.frame, described.stack_kept) == (32, -24)
+    assert site(described, "call").stack_height is None
+    assert site(described, "call").frame_pointer
+    assert site(described, "return").stack_height == 0
+    lost = one(REALIGNED.replace("push r10\n", "push r11\n"))
+    assert lost.stack_kept is None
+    assert not site(lost, "call").frame_pointer
+
+
 def test_a_variable_amount_of_stack_is_a_problem() -> None:
     described = one("push rbp\nmov rbp, rsp\nsub rsp, rdi\nmov [rsp], rsi\ncall g\nleave\nret")
     assert stores(described)[0].frame_offset is None

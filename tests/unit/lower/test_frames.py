@@ -182,6 +182,7 @@ def test_a_caller_by_frame_pointer_is_found_through_the_saved_rbp(kernel: Confin
             for function in sctp().functions
             for site in function.sites
             if site.kind in ("call", "indirect_call") and site.stack_height is None and site.frame_pointer
+            if function.stack_kept is None
         ),
         None,
     )
@@ -202,6 +203,38 @@ def test_a_caller_by_frame_pointer_is_found_through_the_saved_rbp(kernel: Confin
     memory.write_word(caller_bp + 8, OUTSIDE)
     assert _store(kernel, here, caller_bp + 8 - saved - 8, bp=0xDEAD) == "allow"
     assert _store(kernel, here, caller_bp + 8, bp=0xDEAD) == "deny"
+
+
+def test_behind_a_function_that_aligned_its_stack_first_lies_its_callers_frame(kernel: Confined) -> None:
+    """Catches a walk that takes the copy of the return address for the place where the caller's frame begins: what
+    lies between is padding of 8 bytes, or none."""
+    site = next(
+        site
+        for site in kernel.module.sites
+        if site.kind is ir.SiteKind.STORE and sctp().function_by_name[site.function].stack_kept is not None
+    )
+    function = sctp().function_by_name[site.function]
+    here = Standing(function, function.site_by_offset[site.offset], site)
+    caller, call = _caller()
+    assert function.stack_kept is not None
+    assert call.stack_height is not None
+    memory = kernel.world.machine.memory
+    bp = STACK_POINTER + 512
+    copy = bp + 8
+    for padding in (0, 8):
+        slot = copy + 8 + padding
+        _return_to(kernel, copy, caller, call)
+        _return_to(kernel, slot, caller, call)
+        memory.write_word(copy + function.stack_kept, slot + 8)
+        caller_slot = slot + 8 + call.stack_height
+        memory.write_word(caller_slot, OUTSIDE)
+        assert _store(kernel, here, copy - function.frame - 8, bp=bp) == "allow"
+        for saved in (copy, bp, copy + function.stack_kept, copy - function.frame):
+            assert _store(kernel, here, saved, bp=bp) == "deny"
+        assert _store(kernel, here, slot, bp=bp) == "deny"
+        assert _store(kernel, here, slot + 8, bp=bp) == "allow"
+        assert _store(kernel, here, caller_slot - caller.frame - 8, bp=bp) == "allow"
+        assert _store(kernel, here, caller_slot, bp=bp) == "deny"
 
 
 def _flat(function: Function, call: Site) -> int:

@@ -2,24 +2,25 @@
 """Real SCTP traffic under the SCTP policy: nothing is reported, and everything arrives.
 
 Placing a probe takes 30 ms under emulation.  So the default run attaches every site that keeps track of memory and
-capabilities, and the stores of the functions that carry data; `--full` attaches all.
+capabilities, and the stores of the functions that carry data; `--full` attaches all. What was attached, reported and
+skipped is printed (`-s`).
 """
 
 from __future__ import annotations
 
 import fnmatch
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from o2cc.bpf.info import SiteInfo
 from o2cc.bpf.info import read as read_info
-from o2cc.runtime import loader, state
-from o2cc.runtime.events import Event
+from o2cc.runtime import loader, state, status
 from o2cc.runtime.loader import LoadOptions
-from o2cc.runtime.monitor import Losses, follow
 from tests.vm.guest import sctp_workload
+from tests.vm.guest.reports import reports
 from tests.vm.policies import guest_sctp_object
 
 NAME = "sctp"
@@ -55,18 +56,6 @@ def part_of_default_run(site: SiteInfo) -> bool:
     return not matches(site, COLD)
 
 
-def reports() -> tuple[list[Event], int]:
-    """What was reported since loading, and how many reports were lost."""
-    found: list[Event] = []
-    lost = 0
-    for item in follow(NAME, seconds=0):
-        if isinstance(item, Losses):
-            lost = item.rate_limited + item.lost
-        else:
-            found.append(item)
-    return found, lost
-
-
 @pytest.fixture(scope="module")
 def confined(request: pytest.FixtureRequest) -> Iterator[state.State]:
     subprocess.run(["modprobe", "sctp"], check=True)
@@ -74,32 +63,41 @@ def confined(request: pytest.FixtureRequest) -> Iterator[state.State]:
     everything = request.config.getoption("--full", default=False)
     wanted = (lambda site: True) if everything else part_of_default_run
     options = LoadOptions(degrade="report", wanted=wanted)
-    yield loader.load(path.read_bytes(), path=str(path), options=options)
+    started = time.monotonic()
+    loaded = loader.load(path.read_bytes(), path=str(path), options=options)
+    info = read_info(path.read_bytes())
+    print(
+        f"\n{NAME}: {loaded.attached} probes in {time.monotonic() - started:.0f} s, {len(loaded.failures)} refused; "
+        f"{len(info.sites)} sites, discharged {sum(info.discharged.values())}"
+    )
+    yield loaded
     if NAME in state.names():
         loader.unload(NAME)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_policy_loads_and_attaches(confined: state.State) -> None:
     info = read_info(guest_sctp_object().read_bytes())
     assert confined.attached > 1000
     assert len(info.sites) > confined.attached
-    # perf refuses a few places that a module's own probes take (`sctp_v4_xmit` on some builds); each is told.
-    assert len(confined.failures) <= confined.attached // 100
+    # perf refuses all of the functions that trace events generate, and a few places that a module's own probes take
+    # (`sctp_v4_xmit` on some builds); each is told.
+    others = [failure for failure in confined.failures if "generated tracing" not in failure.reason]
+    assert len(others) <= confined.attached // 100, others
     assert all(failure.place and failure.reason for failure in confined.failures)
 
 
 @pytest.mark.timeout(200)
 def test_traffic_is_not_reported_and_arrives(confined: state.State) -> None:
-    summary = sctp_workload.run()
-    found, lost = reports()
+    summary = sctp_workload.run(limit=150.0)
+    found = reports(NAME).kinds()
+    print(f"\n{summary}\n{found}\nskipped checks: {status.gather(NAME).missed}")
     assert summary.errors == []
     assert summary.associations == 12
-    assert [event.sentence() for event in found] == []
-    assert lost == 0
+    assert found == {}
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_unloading_leaves_working_sctp(confined: state.State) -> None:
     assert loader.unload(NAME) > 1000
     assert NAME not in state.names()
