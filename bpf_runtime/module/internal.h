@@ -77,6 +77,7 @@ struct o2c_probe {
 	struct bpf_prog *program;
 	u64 address;
 	u64 cookie;
+	u32 line;
 	s64 deny_result;
 	u32 index;
 	u8 kind;

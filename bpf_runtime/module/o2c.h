@@ -150,7 +150,8 @@ struct o2c_site {
 	__s32 displacement;
 	__u8 bytes[O2C_INSN_MAX];
 	__u8 mask[O2C_INSN_MAX];	/* 0xff: compare, 0: do not */
-	__u64 reserved;
+	__u32 line;		/* of the policy, for the message of a panic; 0: not known */
+	__u32 reserved;
 };
 
 struct o2c_result {

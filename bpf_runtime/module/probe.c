@@ -67,7 +67,8 @@ static bool carry_out(struct o2c_probe *probe, struct pt_regs *regs, struct o2c_
 	if (probe->action == O2C_ACTION_REPORT || probe->mode == O2C_MODE_OBSERVE)
 		return false;
 	if (probe->action == O2C_ACTION_PANIC)
-		panic("o2c: %s: violation at %pS", probe->compartment->name, (void *)probe->address);
+		panic("o2c: %s: violation of line %u of the policy at %pS", probe->compartment->name, probe->line,
+		      (void *)probe->address);
 	if (probe->action == O2C_ACTION_KILL)
 		o2c_kill(probe->compartment, from_int3);
 	if (probe->mode == O2C_MODE_SKIP) {

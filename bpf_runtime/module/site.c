@@ -244,6 +244,7 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 	}
 	probe->address = site->address;
 	probe->cookie = site->cookie;
+	probe->line = site->line;
 	probe->deny_result = site->deny_result;
 	probe->kind = site->kind;
 	probe->action = site->action;

@@ -26,7 +26,7 @@ from o2cc.runtime.tables import initial_rows, table
 Progress = Callable[[str, int, int], None]
 
 NEEDS_MODULE = frozenset({"deny", "panic", "strict probes"})
-UNSUPPORTED = frozenset({"private heap", "private stack"})
+UNSUPPORTED = frozenset({"private heap", "private stack", "on missed deny", "on missed panic"})
 _BATCH = 256
 _UNKNOWN_HEIGHT = 0xFFFF
 
@@ -53,7 +53,8 @@ class Needs:
 def needs_of(info: ObjectInfo) -> Needs:
     """What an object needs, as the compiler wrote it into the object's identity."""
     features = frozenset(filter(None, info.identity.get("needs", "").split(",")))
-    return Needs(features, info.identity.get("on_missed") == "kill")
+    on_missed = info.identity.get("on_missed", "report")
+    return Needs(features | {f"on missed {on_missed}"} & UNSUPPORTED, on_missed == "kill")
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,8 @@ class Site:
     """One site to attach. `program` is what `Enforcer.program` returned; registers are hardware numbers.
 
     `code` are the bytes that the compiler saw, as long as the instruction; `mask` has 0xff where they must match
-    (default: everywhere). For ENTRY, RETURN and OBSERVE `code` is empty and there is no operand.
+    (default: everywhere). For ENTRY, RETURN and OBSERVE `code` is empty and there is no operand.  `line` is that of the
+    policy, for the message of a panic.
     """
 
     address: int
@@ -180,6 +181,7 @@ class Site:
     deny_result: int = -errno.EFAULT
     strict: bool = False
     tail: bool = False
+    line: int = 0
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,8 @@ class _Site(ctypes.Structure):
         ("displacement", ctypes.c_int32),
         ("bytes", ctypes.c_uint8 * _INSTRUCTION_MAX),
         ("mask", ctypes.c_uint8 * _INSTRUCTION_MAX),
-        ("reserved", ctypes.c_uint64),
+        ("line", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint32),
     )
 
 
@@ -634,6 +637,7 @@ def _encode_all(sites: Iterable[Site], start: int) -> ctypes.Array[_Site]:
         target = encoded[position]
         target.address = site.address
         target.cookie = site.cookie
+        target.line = site.line
         target.deny_result = site.deny_result
         target.program = site.program
         target.kind = site.kind

@@ -94,6 +94,7 @@ def enforced(placed: Placed, program: int, *, strict: bool = False) -> Site:
         size=size,
         strict=strict,
         tail=tail,
+        line=site.line,
     )
 
 

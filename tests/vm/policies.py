@@ -45,6 +45,8 @@ VARIANTS: Mapping[str, str] = {
     "deny": "on violation deny",
     "strict": "probes strict\n    on violation deny",
     "kill": "on violation kill",
+    "missed-kill": "on missed kill\n    on violation deny",
+    "panic": "on violation panic",
     "transition": "transition { until quiescent, at most 60 s }\n    on violation report",
     "audition": _AUDITION + "on violation report",
     "transition-deny": "transition { until quiescent, at most 60 s }\n    on violation deny",

@@ -140,6 +140,8 @@ def test_the_verifier_s_last_words_are_shown() -> None:
 
 def test_needs_come_from_the_identity(tmp_path: Path) -> None:
     assert needs_of(info()) == Needs(frozenset(), False)
+    for action in ("deny", "panic"):  # a check that did not run has nothing to deny any more
+        assert needs_of(info(on_missed=action)).missing == {f"on missed {action}"}
     needs = needs_of(info(needs="deny,private heap", on_missed="kill"))
     assert needs.module == {"deny", "on missed kill"}
     assert needs.missing == {"private heap"}
