@@ -20,6 +20,9 @@ SLAB_RED_ZONE_6_1 = 0x400  # include/linux/slab.h, 6.1; from 6.9 on 1 << _SLAB_R
 
 _FIELDS = (
     "page.compound_head",
+    "page.flags",
+    "page.mapping",
+    "page._mapcount",
     "slab.slab_cache",
     "kmem_cache.size",
     "kmem_cache.object_size",
@@ -47,6 +50,11 @@ def kernel_constants(kernel: KernelFacts, release: str) -> dict[str, int]:
     constants["const(SLAB_RED_ZONE)"] = (
         0 if pad is None else 1 << red_zone_bit if red_zone_bit is not None else SLAB_RED_ZONE_6_1
     )
+    # Pages of the kernel image and of firmware, and those that the reclaim knows: page cache and user memory.
+    barred = [kernel.enums.get(name) for name in ("PG_reserved", "PG_lru")]
+    constants["const(PAGE_BARRED)"] = sum(1 << bit for bit in barred if bit is not None)
+    if None in barred:
+        missing.append("PG_reserved, PG_lru")
     page_size = kernel.sizes.get("page")
     if page_size is None:
         missing.append("struct page")

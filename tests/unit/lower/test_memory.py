@@ -13,7 +13,7 @@ from o2cc.kernel.description import Operand
 from o2cc.lower.constants import kernel_constants
 from o2cc.lower.places import KIND_DATA, section_kind
 from o2cc.lower.stores import _store_check
-from o2cc.simulation.world import PAGE, USER, World
+from o2cc.simulation.world import PAGE, PAGE_OFFSET, USER, VMEMMAP, World
 from tests.unit.lower.confined import (
     FINAL,
     HELD,
@@ -260,6 +260,54 @@ def test_untracked_objects_are_remembered_with_times_and_counts(kernel: Confined
     assert (entry["first"], entry["last"], entry["count"]) == (first, kernel.world.machine.now, 2)
     kernel.hook("o2c_kfree", 0, older)
     assert (older,) not in kernel.world.machine.maps["untracked"].snapshot()
+
+
+def _old_page(kernel: Confined, flags: int = 0, mapping: int = 0, kind: int = 0xFFFFFFFF) -> tuple[int, int]:
+    """A page that the kernel handed out before loading: its address, and that of its struct page."""
+    head = VMEMMAP + 64 * sctp().kernel.sizes["page"]
+    memory, places = kernel.world.machine.memory, sctp().kernel.fields
+    memory.write(head, bytes(sctp().kernel.sizes["page"]))
+    memory.write_word(head + places["page.flags"].offset, flags)
+    memory.write_word(head + places["page.mapping"].offset, mapping)
+    memory.write_word(head + places["page._mapcount"].offset, kind, 4)
+    return PAGE_OFFSET + 64 * PAGE, head
+
+
+def test_page_fragments_from_before_loading_are_let_through_in_the_transition(kernel: Confined) -> None:
+    """Catches a packet that was built before loading, whose header is completed after it."""
+    page, head = _old_page(kernel)
+    kernel.phase(TRANSITION)
+    assert kernel.store(page + 0x104, 4) == "audition"
+    assert list(kernel.world.machine.maps["untracked"].snapshot()) == [(page,)]
+    kernel.hook("o2c_page_free", head, 0)
+    assert list(kernel.world.machine.maps["untracked"].snapshot()) == []
+    kernel.phase(FINAL)
+    assert kernel.store(page + 0x104, 4) == "deny"
+
+
+def test_a_page_from_after_loading_is_not_an_old_one(kernel: Confined) -> None:
+    page, head = _old_page(kernel)
+    kernel.phase(TRANSITION)
+    kernel.hook("o2c_page_alloc", head, 0)
+    assert kernel.store(page) == "deny"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"flags": 1 << sctp().kernel.enums["PG_reserved"]},
+        {"flags": 1 << sctp().kernel.enums["PG_lru"]},
+        {"mapping": 0xFFFF888000001000},
+        {"kind": 0},
+        {"kind": 0xFFFFFBFF},
+    ],
+    ids=["kernel image", "page cache", "file", "mapped by a process", "page table"],
+)
+def test_pages_that_are_no_buffers_stay_out_of_reach(kernel: Confined, kind: dict[str, int]) -> None:
+    """Catches page tables, kernel text, and user memory that the transition would open."""
+    page, _ = _old_page(kernel, **kind)
+    kernel.phase(TRANSITION)
+    assert kernel.store(page) == "deny"
 
 
 @pytest.mark.parametrize(
