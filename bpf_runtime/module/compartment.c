@@ -90,6 +90,7 @@ int o2c_compartment_create(const struct o2c_create *request, struct o2c_compartm
 		return -ENOMEM;
 	kref_init(&compartment->ref);
 	mutex_init(&compartment->lock);
+	o2c_drain_prepare(compartment);
 	memcpy(compartment->name, request->name, sizeof(compartment->name));
 	compartment->flags = request->flags;
 	compartment->on_missed = request->on_missed;
@@ -127,6 +128,11 @@ static void release(struct kref *ref)
 	kfree(container_of(ref, struct o2c_compartment, ref));
 }
 
+void o2c_compartment_put(struct o2c_compartment *compartment)
+{
+	kref_put(&compartment->ref, release);
+}
+
 /* Takes everything down. The caller holds the compartment's lock. */
 static void destroy(struct o2c_compartment *compartment)
 {
@@ -136,6 +142,7 @@ static void destroy(struct o2c_compartment *compartment)
 	if (compartment->dead)
 		return;
 	compartment->dead = true;
+	o2c_drain_cancel(compartment);
 	smp_store_release(&compartment->live, false);
 	o2c_unregister(compartment, 0);
 	kvfree(compartment->sites);

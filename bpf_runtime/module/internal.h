@@ -11,6 +11,8 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/types.h>
+#include <linux/workqueue.h>
+#include <linux/xarray.h>
 
 #include "o2c.h"
 
@@ -68,6 +70,16 @@ struct o2c_counters {
 struct o2c_compartment;
 struct o2c_private_heap;
 
+/* Marked blocks of pages and the shadow that they are marked in; see owned.c. */
+struct o2c_owned {
+	struct bpf_map *map;
+	u8 *shadow;
+	u64 frames;
+	u64 limit;		/* bytes in blocks */
+	u64 bytes;		/* changed under the lock of `blocks` */
+	struct xarray blocks;	/* by first frame: the order */
+};
+
 struct o2c_probe {
 	union {
 		struct kprobe kp;
@@ -92,6 +104,7 @@ struct o2c_probe {
 		u8 op;
 		u8 size;	/* register, or O2C_REG_NONE: the constant */
 		u8 gfp;		/* register */
+		bool zero;
 		s32 constant;
 	} heap;
 };
@@ -117,6 +130,8 @@ struct o2c_compartment {
 	u32 target_room;
 	struct o2c_counters **rows;	/* by CPU, then by site */
 	struct o2c_private_heap *heap;
+	bool draining;
+	struct delayed_work drain_work;	/* detaches when the heap is empty; holds a reference while pending */
 	atomic64_t killed;
 	atomic64_t kills_lost;
 };
@@ -128,6 +143,7 @@ void o2c_compartment_close(struct o2c_compartment *compartment);
 int o2c_compartment_program(struct o2c_compartment *compartment, struct o2c_program *request);
 int o2c_compartment_commit(struct o2c_compartment *compartment);
 int o2c_compartment_detach(struct o2c_compartment *compartment);
+void o2c_compartment_put(struct o2c_compartment *compartment);
 int o2c_compartment_stats(struct o2c_compartment *compartment, struct o2c_stats *request);
 void o2c_compartment_info(struct o2c_compartment *compartment, struct o2c_info *info);
 int o2c_grow(void *array, u32 *room, u32 count, u32 limit);
@@ -173,8 +189,24 @@ bool o2c_poison_pending(const struct pt_regs *regs);
 int o2c_poison_init(void);
 void o2c_poison_exit(void);
 
+/* drain.c */
+int o2c_drain(struct o2c_compartment *compartment, struct o2c_drain *request);
+void o2c_drain_prepare(struct o2c_compartment *compartment);
+void o2c_drain_cancel(struct o2c_compartment *compartment);
+int o2c_drain_init(void);
+void o2c_drain_exit(void);
+
+/* owned.c */
+int o2c_owned_init(struct o2c_owned *owned, const struct o2c_compartment *compartment, u32 id, u64 limit);
+bool o2c_owned_add(struct o2c_owned *owned, struct page *head, u8 value);
+bool o2c_owned_has(const struct o2c_owned *owned, const struct page *page, u8 value);
+bool o2c_owned_reclaim(struct o2c_owned *owned);
+void o2c_owned_clear(struct o2c_owned *owned);
+
 /* heap.c */
 int o2c_heap_create(struct o2c_compartment *compartment, struct o2c_heap *request);
+void o2c_heap_close(struct o2c_private_heap *heap);
+u64 o2c_heap_remaining(struct o2c_private_heap *heap);
 void o2c_heap_destroy(struct o2c_private_heap *heap);
 void o2c_heap_stats(const struct o2c_private_heap *heap, struct o2c_heap_stats *stats);
 bool o2c_heap_redirect(const struct o2c_probe *probe, struct pt_regs *regs);

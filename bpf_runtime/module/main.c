@@ -50,6 +50,8 @@ static long version(void __user *argument)
 		.abi = O2C_ABI_VERSION,
 		.site_size = sizeof(struct o2c_site),
 		.max_batch = O2C_MAX_BATCH,
+		.features = O2C_FEATURE_DRAIN | O2C_FEATURE_KVMALLOC | O2C_FEATURE_PAGES | O2C_FEATURE_BULK |
+			    O2C_FEATURE_LARGE,
 	};
 
 	return copy_to_user(argument, &answer, sizeof(answer)) ? -EFAULT : 0;
@@ -153,6 +155,19 @@ static long heap_stats(struct o2c_compartment *compartment, void __user *argumen
 	return copy_to_user(argument, &answer, sizeof(answer)) ? -EFAULT : 0;
 }
 
+static long drain(struct o2c_compartment *compartment, void __user *argument)
+{
+	struct o2c_drain request;
+	long ret;
+
+	if (copy_from_user(&request, argument, sizeof(request)))
+		return -EFAULT;
+	ret = o2c_drain(compartment, &request);
+	if (!ret && copy_to_user(argument, &request, sizeof(request)))
+		return -EFAULT;
+	return ret;
+}
+
 static long on_compartment(struct o2c_compartment *compartment, unsigned int request, void __user *argument)
 {
 	long ret;
@@ -189,6 +204,9 @@ static long on_compartment(struct o2c_compartment *compartment, unsigned int req
 		break;
 	case O2C_IOC_HEAP_STATS:
 		ret = heap_stats(compartment, argument);
+		break;
+	case O2C_IOC_DRAIN:
+		ret = drain(compartment, argument);
 		break;
 	default:
 		ret = -ENOTTY;
@@ -247,18 +265,27 @@ static int __init o2c_init(void)
 	BUILD_BUG_ON(sizeof(struct o2c_attach) != 40);
 	BUILD_BUG_ON(sizeof(struct o2c_site_stats) != 56);
 	o2c_kill_init();
-	ret = o2c_poison_init();
+	ret = o2c_drain_init();
 	if (ret)
 		return ret;
+	ret = o2c_poison_init();
+	if (ret)
+		goto no_poison;
 	ret = misc_register(&device);
 	if (ret)
-		o2c_poison_exit();
+		goto no_device;
+	return 0;
+no_device:
+	o2c_poison_exit();
+no_poison:
+	o2c_drain_exit();
 	return ret;
 }
 
 static void __exit o2c_exit(void)
 {
 	misc_deregister(&device);
+	o2c_drain_exit();
 	o2c_poison_exit();
 	o2c_kill_exit();
 	o2c_heap_exit();

@@ -51,6 +51,11 @@ enum o2c_heap_op {
 	O2C_HEAP_FREE_CACHE,		/* kmem_cache_free(cache, object in rsi) */
 	O2C_HEAP_REALLOC,		/* krealloc(object in rdi, ...) */
 	O2C_HEAP_DUPLICATE,		/* kmemdup(source in rdi, ...) */
+	O2C_HEAP_KVALLOC,		/* kvmalloc and its kin */
+	O2C_HEAP_PAGES,			/* alloc_pages and its kin; base: the order, here and in the next */
+	O2C_HEAP_PAGES_ADDRESS,		/* __get_free_pages; get_zeroed_page with O2C_REG_NONE, 0 and scale = 1 */
+	O2C_HEAP_BULK_ALLOC,		/* kmem_cache_alloc_bulk(cache in base, flags, count in rdx, array in rcx) */
+	O2C_HEAP_BULK_FREE,		/* kmem_cache_free_bulk(cache, count in rsi, array in rdx) */
 };
 
 enum o2c_action {
@@ -108,8 +113,16 @@ struct o2c_version {
 	__u32 abi;
 	__u32 site_size;
 	__u32 max_batch;
-	__u32 reserved;
+	__u32 features;
 };
+
+/* o2c_version.features */
+#define O2C_FEATURE_DRAIN	(1u << 0)
+#define O2C_FEATURE_KVMALLOC	(1u << 1)	/* O2C_HEAP_KVALLOC */
+#define O2C_FEATURE_PAGES	(1u << 2)	/* O2C_HEAP_PAGES, O2C_HEAP_PAGES_ADDRESS */
+#define O2C_FEATURE_VMALLOC	(1u << 3)	/* not there: the shadow knows no vmalloc addresses */
+#define O2C_FEATURE_BULK	(1u << 4)	/* O2C_HEAP_BULK_ALLOC, O2C_HEAP_BULK_FREE */
+#define O2C_FEATURE_LARGE	(1u << 5)	/* kmalloc of more than 8192 bytes */
 
 struct o2c_create {
 	__u32 flags;
@@ -221,14 +234,16 @@ struct o2c_info {
  * page frame, that a program of the compartment uses. The bytes of the heap's slabs are set to `owner` + k: such a slab
  * consists of naturally aligned slots of 2^k bytes, of which all but the last 8 are the compartment's. The caches are named
  * o2c-<generation>-<bytes of a slot>; somebody must see to it before commit that their slab_size is that number
- * (/sys/kernel/slab/<name>/slab_size), and write a huge number to min_partial, else SLUB gives empty slabs back.
+ * (/sys/kernel/slab/<name>/slab_size). Whole pages (more than 8192 bytes, or asked for as pages) are set to `owner`.
+ *
+ * A block that others have given back is unmarked and freed within about a second, or when the limit is reached.
  */
 #define O2C_OWNER_MAX	240
 
 struct o2c_heap {
 	__u32 shadow;
 	__u32 owner;		/* 1 to O2C_OWNER_MAX */
-	__u64 limit;		/* bytes in slabs */
+	__u64 limit;		/* bytes in slabs and pages */
 	__u32 generation;	/* out */
 	/*
 	 * Of members in struct kmem_cache, from BTF. With 0 the kernel's own allocator serves O2C_HEAP_ALLOC_CACHE, as it does
@@ -239,10 +254,27 @@ struct o2c_heap {
 };
 
 struct o2c_heap_stats {
-	__u64 bytes;		/* in slabs that are marked */
+	__u64 bytes;		/* in slabs and pages that are marked */
 	__u64 allocations;	/* from the heap, since commit */
 	__u64 failures;		/* the limit was reached, or memory ran out */
-	__u64 passed;		/* too large, unusual flags or cache: left to the kernel's own allocator */
+	__u64 passed;		/* above 4 MiB, unusual flags or cache, draining: left to the kernel's own allocator */
+};
+
+/* o2c_drain.flags; 0 only asks */
+#define O2C_DRAIN_START		(1u << 0)	/* no new objects in the private heap; all else stays in force */
+#define O2C_DRAIN_AUTO		(1u << 1)	/* with START: detach as soon as nothing is left */
+
+enum o2c_drain_state {
+	O2C_DRAIN_NOT = 0,
+	O2C_DRAIN_GOING_ON,
+	O2C_DRAIN_DONE,		/* nothing is left: detaching loses nothing */
+};
+
+struct o2c_drain {
+	__u32 flags;
+	__u32 state;		/* out: enum o2c_drain_state */
+	__u64 bytes;		/* out: in blocks with something left in them */
+	__u64 reserved[2];
 };
 
 #define O2C_IOC_MAGIC		0xc2
@@ -257,5 +289,6 @@ struct o2c_heap_stats {
 #define O2C_IOC_DETACH		_IO(O2C_IOC_MAGIC, 8)
 #define O2C_IOC_HEAP		_IOWR(O2C_IOC_MAGIC, 9, struct o2c_heap)
 #define O2C_IOC_HEAP_STATS	_IOR(O2C_IOC_MAGIC, 10, struct o2c_heap_stats)
+#define O2C_IOC_DRAIN		_IOWR(O2C_IOC_MAGIC, 11, struct o2c_drain)
 
 #endif /* O2C_H */

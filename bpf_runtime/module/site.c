@@ -59,6 +59,17 @@ static bool operand_fits(const struct o2c_site *site, const struct o2c_insn *ins
 	       site->size == insn->size && site->displacement == insn->displacement;
 }
 
+static bool is_heap_request(const struct o2c_site *site)
+{
+	bool of_cache = site->size == O2C_HEAP_ALLOC_CACHE || site->size == O2C_HEAP_BULK_ALLOC;
+
+	if (site->size < O2C_HEAP_ALLOC || site->size > O2C_HEAP_BULK_FREE || site->program != ~0U ||
+	    site->action != O2C_ACTION_REPORT || site->index >= 16 ||
+	    site->scale > (site->size == O2C_HEAP_PAGES_ADDRESS))
+		return false;
+	return site->base == O2C_REG_NONE ? site->displacement >= 0 && !of_cache : site->base < 16;
+}
+
 /* Everything that can be said without looking at the kernel. */
 static int check_request(const struct o2c_compartment *compartment, const struct o2c_site *site, u32 *reason)
 {
@@ -73,12 +84,7 @@ static int check_request(const struct o2c_compartment *compartment, const struct
 	if (site->kind == O2C_KIND_IJUMP && denies(site) && !(site->flags & O2C_SITE_TAIL))
 		return -EOPNOTSUPP;
 	*reason = O2C_REASON_HEAP;
-	if (site->kind == O2C_KIND_HEAP &&
-	    (!compartment->heap || site->size < O2C_HEAP_ALLOC || site->size > O2C_HEAP_DUPLICATE ||
-	     site->program != ~0U || site->action != O2C_ACTION_REPORT || site->scale || site->index >= 16 ||
-	     (site->base >= 16 && site->base != O2C_REG_NONE) ||
-	     (site->base == O2C_REG_NONE && site->displacement < 0) ||
-	     (site->base == O2C_REG_NONE && site->size == O2C_HEAP_ALLOC_CACHE)))
+	if (site->kind == O2C_KIND_HEAP && (!compartment->heap || !is_heap_request(site)))
 		return -EINVAL;
 	*reason = O2C_REASON_PROGRAM;
 	if (site->kind != O2C_KIND_HEAP && site->program >= compartment->program_count)
@@ -238,6 +244,7 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 		probe->heap.op = site->size;
 		probe->heap.size = site->base;
 		probe->heap.gfp = site->index;
+		probe->heap.zero = site->scale;
 		probe->heap.constant = site->displacement;
 	} else {
 		probe->program = compartment->programs[site->program];

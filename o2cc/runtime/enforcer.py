@@ -64,6 +64,30 @@ class HeapOperation(enum.IntEnum):
     FREE_CACHE = 3
     REALLOC = 4
     DUPLICATE = 5
+    KVALLOC = 6
+    PAGES = 7
+    PAGES_ADDRESS = 8
+    BULK_ALLOC = 9
+    BULK_FREE = 10
+
+
+class Feature(enum.IntFlag):
+    """What this build of the kernel module can do beyond the first ABI."""
+
+    DRAIN = 1
+    KVMALLOC = 2
+    PAGES = 4
+    VMALLOC = 8
+    BULK = 16
+    LARGE = 32
+
+
+class DrainState(enum.IntEnum):
+    """How far a compartment is from having nothing left in its private heap."""
+
+    NOT = 0
+    GOING_ON = 1
+    DONE = 2
 
 
 class Action(enum.IntEnum):
@@ -222,6 +246,14 @@ class HeapStats:
 
 
 @dataclass(frozen=True)
+class Drain:
+    """Whether a compartment drains, and the bytes in blocks of its private heap that still hold something."""
+
+    state: DrainState
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Info:
     """A compartment as a whole; the counters are sums over its sites."""
 
@@ -248,7 +280,7 @@ class _Version(ctypes.Structure):
         ("abi", ctypes.c_uint32),
         ("site_size", ctypes.c_uint32),
         ("max_batch", ctypes.c_uint32),
-        ("reserved", ctypes.c_uint32),
+        ("features", ctypes.c_uint32),
     )
 
 
@@ -386,6 +418,15 @@ class _HeapStats(ctypes.Structure):
     )
 
 
+class _Drain(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint32),
+        ("state", ctypes.c_uint32),
+        ("bytes", ctypes.c_uint64),
+        ("reserved", ctypes.c_uint64 * 2),
+    )
+
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _WRITE = 1
 _READ = 2
@@ -407,12 +448,15 @@ _IOC_INFO = _request(_READ, 7, ctypes.sizeof(_Info))
 _IOC_DETACH = _request(0, 8, 0)
 _IOC_HEAP = _request(_READ | _WRITE, 9, ctypes.sizeof(_Heap))
 _IOC_HEAP_STATS = _request(_READ, 10, ctypes.sizeof(_HeapStats))
+_IOC_DRAIN = _request(_READ | _WRITE, 11, ctypes.sizeof(_Drain))
 
 _SLAB = Path("/sys/kernel/slab")
 _ANY_NUMBER_OF_SLABS = 1 << 40
 
 _CREATE_KEEP = 1
 _CREATE_STRICT = 2
+_DRAIN_START = 1
+_DRAIN_AUTO = 2
 _SITE_STRICT = 1
 _SITE_TAIL = 2
 _ATTACH_BEST_EFFORT = 1
@@ -447,6 +491,7 @@ class Enforcer:
         except EnforcerError:
             self.close()
             raise
+        self.features = Feature(answer.features)
 
     def __enter__(self) -> Self:
         return self
@@ -541,6 +586,17 @@ class Enforcer:
         answer = _HeapStats()
         self._call("heap", _IOC_HEAP_STATS, answer)
         return HeapStats(answer.bytes, answer.allocations, answer.failures, answer.passed)
+
+    def drain(self, *, start: bool = False, auto: bool = False) -> Drain:
+        """Ask how far draining is; with `start`, begin: no new private objects, and all else stays in force.
+
+        With `auto` the kernel detaches the compartment when nothing is left, also when this file is closed, if the
+        compartment is kept. ENODEV: that has happened. ENODATA: it was not committed.
+        """
+        begin = start or auto
+        request = _Drain(flags=(_DRAIN_START if begin else 0) | (_DRAIN_AUTO if auto else 0))
+        self._call("drain", _IOC_DRAIN, request)
+        return Drain(DrainState(request.state), request.bytes)
 
     def attach(self, sites: Sequence[Site]) -> list[Attached]:
         """Attach all sites or, when one is refused, none of the same batch (4096 sites) and raise."""

@@ -10,6 +10,7 @@
 
 #define CONSTANT 200
 #define CACHE_SIZE 72
+#define BULK 32
 
 long form_allocate(void __user *argument);
 int form_allocate_init(void);
@@ -68,6 +69,59 @@ static noinline void *call_kmemdup(void *object, size_t size)
 	return copy;
 }
 
+static noinline void *call_kvmalloc(size_t size)
+{
+	void *object = kvmalloc(size, GFP_KERNEL | __GFP_ZERO);
+
+	barrier();
+	return object;
+}
+
+static noinline struct page *call_alloc_pages(unsigned int order)
+{
+	struct page *page = alloc_pages(GFP_KERNEL | __GFP_ZERO, order);
+
+	barrier();
+	return page;
+}
+
+static noinline unsigned long call_get_free_pages(unsigned int order)
+{
+	unsigned long address = __get_free_pages(GFP_KERNEL | __GFP_ZERO, order);
+
+	barrier();
+	return address;
+}
+
+static noinline unsigned long call_get_zeroed_page(void)
+{
+	unsigned long address = get_zeroed_page(GFP_KERNEL);
+
+	barrier();
+	return address;
+}
+
+static void *bulk[BULK];
+
+static noinline int call_alloc_bulk(struct kmem_cache *from, size_t count)
+{
+	int allocated = kmem_cache_alloc_bulk(from, GFP_KERNEL, count, bulk);
+
+	barrier();
+	return allocated;
+}
+
+static noinline void call_free_bulk(struct kmem_cache *to, size_t count)
+{
+	kmem_cache_free_bulk(to, count, bulk);
+	barrier();
+}
+
+struct rcu_freed {
+	u64 data;
+	struct rcu_head rcu;
+};
+
 static void *const functions[] = {
 	[FORM_KMALLOC] = call_kmalloc,
 	[FORM_KMALLOC_TAIL] = tail_kmalloc,
@@ -76,6 +130,12 @@ static void *const functions[] = {
 	[FORM_CACHE_FREE] = call_cache_free,
 	[FORM_KREALLOC] = call_krealloc,
 	[FORM_KMEMDUP] = call_kmemdup,
+	[FORM_KVMALLOC] = call_kvmalloc,
+	[FORM_PAGES] = call_alloc_pages,
+	[FORM_PAGES_ADDRESS] = call_get_free_pages,
+	[FORM_ZEROED_PAGE] = call_get_zeroed_page,
+	[FORM_BULK_ALLOC] = call_alloc_bulk,
+	[FORM_BULK_FREE] = call_free_bulk,
 };
 
 /* Allocates and frees through the redirected functions, with the kernel's own in between; 0 when all was right. */
@@ -109,16 +169,50 @@ static long churn(u64 rounds)
 	return wrong;
 }
 
+/* The same with pages and large objects, filled from end to end. */
+static long churn_pages(u64 rounds)
+{
+	u64 *blocks[16] = {};
+	unsigned int orders[16] = {};
+	long wrong = 0;
+	u64 i;
+
+	for (i = 0; i < rounds && !fatal_signal_pending(current); i++) {
+		unsigned int slot = (i * 7 + i / 5) % 16;
+		unsigned int order = i % 3;
+		size_t length = PAGE_SIZE << order;
+
+		if (blocks[slot]) {
+			length = PAGE_SIZE << orders[slot];
+			if (memchr_inv(blocks[slot], slot + 1, length))
+				wrong++;
+			free_pages((unsigned long)blocks[slot], orders[slot]);
+			blocks[slot] = NULL;
+			continue;
+		}
+		blocks[slot] = (void *)(i % 2 ? call_get_free_pages(order) : __get_free_pages(GFP_KERNEL, order));
+		if (!blocks[slot])
+			continue;
+		orders[slot] = order;
+		memset(blocks[slot], slot + 1, length);
+		cond_resched();
+	}
+	for (i = 0; i < 16; i++)
+		free_pages((unsigned long)blocks[i], orders[i]);
+	return wrong;
+}
+
 long form_allocate(void __user *argument)
 {
 	struct form_alloc request;
+	struct page *page;
 	void *object, *result = NULL;
 	long wrong = 0;
 
 	if (copy_from_user(&request, argument, sizeof(request)))
 		return -EFAULT;
 	object = (void *)request.pointer;
-	if (object && request.operation != FORM_CHURN)
+	if (object && request.operation <= FORM_KERNEL_KMALLOC)
 		memcpy(object, request.data, min_t(size_t, ksize(object), sizeof(request.data)));
 	switch (request.operation) {
 	case FORM_KMALLOC:
@@ -146,8 +240,49 @@ long form_allocate(void __user *argument)
 		if (object)
 			result = call_kmemdup(object, request.size);
 		break;
+	case FORM_KVMALLOC:
+		result = call_kvmalloc(request.size);
+		break;
+	case FORM_PAGES:
+		page = call_alloc_pages(request.size);
+		result = page ? page_address(page) : NULL;
+		request.size = PAGE_SIZE << request.size;
+		break;
+	case FORM_PAGES_ADDRESS:
+		result = (void *)call_get_free_pages(request.size);
+		request.size = PAGE_SIZE << request.size;
+		break;
+	case FORM_ZEROED_PAGE:
+		result = (void *)call_get_zeroed_page();
+		request.size = PAGE_SIZE;
+		break;
+	case FORM_BULK_ALLOC:
+		if (request.size > BULK)
+			return -EINVAL;
+		request.size = call_alloc_bulk(cache, request.size);
+		result = request.size ? bulk[request.size - 1] : NULL;
+		break;
+	case FORM_BULK_FREE:
+		if (request.size > BULK)
+			return -EINVAL;
+		if (request.size)
+			call_free_bulk(cache, request.size);
+		break;
 	case FORM_KFREE:
 		kfree(object);
+		break;
+	case FORM_KVFREE:
+		kvfree(object);
+		break;
+	case FORM_FREE_PAGES:
+		free_pages(request.pointer, request.size);
+		break;
+	case FORM_KFREE_RCU:
+		if (object)
+			kfree_rcu((struct rcu_freed *)object, rcu);
+		break;
+	case FORM_CHURN_PAGES:
+		request.result = churn_pages(request.pointer);
 		break;
 	case FORM_KERNEL_KMALLOC:
 		result = kmalloc(request.size, GFP_KERNEL);
@@ -159,7 +294,7 @@ long form_allocate(void __user *argument)
 	default:
 		return -EINVAL;
 	}
-	if (request.operation != FORM_CHURN)
+	if (request.operation != FORM_CHURN && request.operation != FORM_CHURN_PAGES)
 		request.result = (unsigned long)result;
 	request.frame = ZERO_OR_NULL_PTR(result) ? 0 : page_to_pfn(virt_to_page(result));
 	memset(request.data, 0, sizeof(request.data));

@@ -45,13 +45,14 @@ struct form_hammer {
 /* form_alloc.operation; those before FORM_KFREE are functions with one call or tail jump to an allocation function */
 enum form_operation {
 	FORM_KMALLOC, FORM_KMALLOC_TAIL, FORM_KMALLOC_CONSTANT, FORM_CACHE_ALLOC, FORM_CACHE_FREE, FORM_KREALLOC, FORM_KMEMDUP,
-	FORM_KFREE, FORM_KERNEL_KMALLOC, FORM_CHURN,
+	FORM_KVMALLOC, FORM_PAGES, FORM_PAGES_ADDRESS, FORM_ZEROED_PAGE, FORM_BULK_ALLOC, FORM_BULK_FREE,
+	FORM_KFREE, FORM_KERNEL_KMALLOC, FORM_CHURN, FORM_KVFREE, FORM_FREE_PAGES, FORM_KFREE_RCU, FORM_CHURN_PAGES,
 };
 
 struct form_alloc {
 	__u32 operation;
 	__u32 reserved;
-	__u64 size;
+	__u64 size;		/* in: bytes, or the order of pages, or how many; out, of bulk: how many */
 	__u64 pointer;		/* in: object; for churn: how often */
 	__u64 result;
 	__u64 frame;		/* out: page frame of the result */

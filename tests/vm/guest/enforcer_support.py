@@ -170,6 +170,10 @@ class Shadow:
         shadow = self._read()
         return {shadow[frame] for frame in frames}
 
+    def values(self) -> set[int]:
+        """All bytes that occur."""
+        return set(self._read())
+
     def owned(self) -> int:
         """How many frames have an owner."""
         return self.FRAMES - self._read().count(0)

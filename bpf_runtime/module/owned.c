@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Blocks of pages that belong to a compartment, and their bytes in its owner shadow.
+ *
+ * A block is a slab of a private heap, or the pages behind one allocation. Its bytes are set before anything in it is
+ * handed out. o2c.ko holds a reference to its pages, so that whoever gives the block back, and however (kfree(),
+ * __free_pages(), RCU, a shrunk cache), it does not reach the page allocator while it is marked: a block that only
+ * o2c.ko still holds is unmarked first and freed then.
+ */
+#include <linux/mm.h>
+#include <linux/page_ref.h>
+#include <linux/xarray.h>
+
+#include "internal.h"
+
+/* The shadow must be a map that a program of the compartment uses: nobody else has a say in what it allows. */
+static struct bpf_map *find_map(const struct o2c_compartment *compartment, u32 id)
+{
+	struct bpf_map *found = NULL;
+	u32 i, n;
+
+	for (i = 0; i < compartment->program_count && !found; i++) {
+		struct bpf_prog_aux *aux = compartment->programs[i]->aux;
+
+		mutex_lock(&aux->used_maps_mutex);
+		for (n = 0; n < aux->used_map_cnt && !found; n++)
+			if (aux->used_maps[n]->id == id)
+				found = aux->used_maps[n];
+		if (found)
+			bpf_map_inc(found);
+		mutex_unlock(&aux->used_maps_mutex);
+	}
+	return found;
+}
+
+int o2c_owned_init(struct o2c_owned *owned, const struct o2c_compartment *compartment, u32 id, u64 limit)
+{
+	struct bpf_map *map = find_map(compartment, id);
+	u64 address;
+	int ret = -EINVAL;
+
+	if (!map)
+		return -ENOENT;
+	if (map->map_type == BPF_MAP_TYPE_ARRAY && map->max_entries == 1 && map->ops->map_direct_value_addr)
+		ret = map->ops->map_direct_value_addr(map, &address, 0);
+	if (ret) {
+		bpf_map_put(map);
+		return ret;
+	}
+	owned->map = map;
+	owned->shadow = (u8 *)address;
+	owned->frames = map->value_size;
+	owned->limit = limit;
+	owned->bytes = 0;
+	xa_init_flags(&owned->blocks, XA_FLAGS_LOCK_IRQ);
+	return 0;
+}
+
+/* From the last page to the first: when an object's first page is seen to be marked, so are its others. */
+static void set_bytes(struct o2c_owned *owned, u64 first, u64 count, u8 value)
+{
+	while (count--)
+		smp_store_release(&owned->shadow[first + count], value);
+}
+
+/*
+ * Marks the block that `page` is the head of, unless it is marked. False when that would go over the limit or cannot be
+ * recorded. The caller has just got something in it from an allocator, so it stays. Any context.
+ */
+bool o2c_owned_add(struct o2c_owned *owned, struct page *head, u8 value)
+{
+	u64 first = page_to_pfn(head);
+	u64 count = 1UL << compound_order(head);
+	unsigned long flags;
+	bool added;
+
+	if (first + count > owned->frames)
+		return false;
+	xa_lock_irqsave(&owned->blocks, flags);
+	added = xa_load(&owned->blocks, first);
+	if (!added && owned->bytes + (count << PAGE_SHIFT) <= owned->limit && get_page_unless_zero(head)) {
+		added = !xa_is_err(__xa_store(&owned->blocks, first, xa_mk_value(compound_order(head)),
+					      GFP_ATOMIC | __GFP_NOWARN));
+		if (added) {
+			WRITE_ONCE(owned->bytes, owned->bytes + (count << PAGE_SHIFT));
+			set_bytes(owned, first, count, value);
+		} else {
+			put_page(head);
+		}
+	}
+	xa_unlock_irqrestore(&owned->blocks, flags);
+	return added;
+}
+
+/* True when `page` carries `value`, in a block that is marked as far as an object that begins in that page may reach. */
+bool o2c_owned_has(const struct o2c_owned *owned, const struct page *page, u8 value)
+{
+	u64 frame = page_to_pfn(page);
+
+	return frame < owned->frames && smp_load_acquire(&owned->shadow[frame]) == value;
+}
+
+/* Gives one block back, if only o2c.ko holds it or `always`. */
+static bool drop(struct o2c_owned *owned, u64 first, bool always)
+{
+	struct page *head = pfn_to_page(first);
+	unsigned int order;
+	unsigned long flags;
+	void *entry;
+
+	/* under the lock: the block may be gone, and its pages in a new one */
+	xa_lock_irqsave(&owned->blocks, flags);
+	entry = xa_load(&owned->blocks, first);
+	if (!entry || (!always && page_ref_count(head) != 1)) {
+		xa_unlock_irqrestore(&owned->blocks, flags);
+		return false;
+	}
+	order = xa_to_value(entry);
+	__xa_erase(&owned->blocks, first);
+	set_bytes(owned, first, 1UL << order, 0);
+	WRITE_ONCE(owned->bytes, owned->bytes - (PAGE_SIZE << order));
+	xa_unlock_irqrestore(&owned->blocks, flags);
+	__free_pages(head, order);
+	return true;
+}
+
+/* Gives the blocks back that nobody but o2c.ko holds; true when there was one. Any context. */
+bool o2c_owned_reclaim(struct o2c_owned *owned)
+{
+	unsigned long first;
+	bool found = false;
+	void *entry;
+
+	xa_for_each(&owned->blocks, first, entry)
+		if (page_ref_count(pfn_to_page(first)) == 1)
+			found |= drop(owned, first, false);
+	return found;
+}
+
+/* Lets go of all blocks and the shadow. What lives on in them is ordinary memory from here on. May sleep. */
+void o2c_owned_clear(struct o2c_owned *owned)
+{
+	unsigned long first;
+	void *entry;
+
+	xa_for_each(&owned->blocks, first, entry) {
+		drop(owned, first, true);
+		cond_resched();
+	}
+	xa_destroy(&owned->blocks);
+	bpf_map_put(owned->map);
+	owned->map = NULL;
+}
