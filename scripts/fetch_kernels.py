@@ -41,6 +41,9 @@ SERIES: dict[str, str] = {
 }
 """Kernel series -> pattern of its release names (plain amd64: not cloud, not rt)."""
 
+DEBUG = "debug"
+"""One more series, which is not fetched but built (scripts/build_debug_kernel.py) and used only when asked for."""
+
 
 class FetchError(Exception):
     """A kernel could not be fetched; the message says which and why."""
@@ -107,11 +110,16 @@ def cached(series: str) -> Kernel | None:
 
 
 def ensure(series: str, *, update: bool = False) -> Kernel:
-    """The cached kernel of ``series``, fetched first if there is none (or a newer one, on ``update``)."""
-    if series not in SERIES:
+    """The cached kernel of ``series``, fetched first if there is none (or a newer one, on ``update``).
+
+    The series :data:`DEBUG` is never fetched.
+    """
+    if series not in (*SERIES, DEBUG):
         releases([], series)
     if (kernel := cached(series)) and not update:
         return kernel
+    if series == DEBUG:
+        raise FetchError("the debug kernel is built, not fetched: python -m scripts.build_debug_kernel")
     with _lock():
         if (kernel := cached(series)) and not update:  # another process was faster
             return kernel

@@ -111,3 +111,9 @@ def test_cache_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
     assert cache_dir() == Path("/home/someone/.cache/o2c")
+
+
+def test_the_debug_kernel_is_never_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("O2C_CACHE", str(tmp_path))
+    with pytest.raises(FetchError, match="build_debug_kernel"):
+        ensure("debug")
