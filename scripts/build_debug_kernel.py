@@ -103,7 +103,8 @@ def build(jobs: int, shown: bool = True) -> Kernel:
     version = ensure(BASE).package_version
     # Debian's 6.1.192-3 is upstream's 6.1.192.
     release = f"{version.split('-')[0]}{LOCAL_VERSION}"
-    final = cache_dir() / "kernels" / release
+    # Without symbolic links: the test machine mounts the modules before it has changed its root.
+    final = (cache_dir() / "kernels").resolve() / release
     tree = fetch_source(version, final / f"usr/src/linux-headers-{release}")
     made = configure(tree)
     if made != release:

@@ -143,6 +143,7 @@ static void destroy(struct o2c_compartment *compartment)
 		return;
 	compartment->dead = true;
 	o2c_drain_cancel(compartment);
+	/* pairs with the probes' acquire; o2c_unregister() waits for those that are under way */
 	smp_store_release(&compartment->live, false);
 	o2c_unregister(compartment, 0);
 	kvfree(compartment->sites);
@@ -300,6 +301,7 @@ int o2c_compartment_commit(struct o2c_compartment *compartment)
 	/* nobody is in the detour of another's optimized probe, where a skip site cannot deny, after this */
 	if (joined)
 		synchronize_rcu_tasks();
+	/* pairs with the probes' acquire: who sees it sees the counters as well */
 	smp_store_release(&compartment->live, true);
 	return 0;
 }

@@ -446,7 +446,7 @@ u64 o2c_heap_remaining(struct o2c_private_heap *heap)
 void o2c_heap_destroy(struct o2c_private_heap *heap)
 {
 	while (atomic_read(&heap->inside))
-		msleep(1);
+		msleep(20);
 	mutex_lock(&heaps_lock);
 	list_del(&heap->list);
 	mutex_unlock(&heaps_lock);

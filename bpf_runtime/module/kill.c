@@ -33,6 +33,7 @@ static void deliver(struct irq_work *work)
 
 	send_sig(SIGKILL, task, 1);
 	put_task_struct(task);
+	/* the entry can be taken again: pairs with the cmpxchg() in o2c_kill() */
 	smp_store_release(&kill->task, NULL);
 }
 
@@ -62,9 +63,8 @@ void o2c_kill(struct o2c_compartment *compartment, bool from_int3)
 	for (i = 0; i < QUEUE_LENGTH; i++) {
 		struct pending_kill *kill = &queue->entries[i];
 
-		if (READ_ONCE(kill->task) == current) {
+		if (READ_ONCE(kill->task) == current)
 			return;
-		}
 		if (cmpxchg(&kill->task, NULL, current))
 			continue;
 		get_task_struct(current);

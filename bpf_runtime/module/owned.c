@@ -59,6 +59,7 @@ int o2c_owned_init(struct o2c_owned *owned, const struct o2c_compartment *compar
 /* From the last page to the first: when an object's first page is seen to be marked, so are its others. */
 static void set_bytes(struct o2c_owned *owned, u64 first, u64 count, u8 value)
 {
+	/* pairs with o2c_owned_has() */
 	while (count--)
 		smp_store_release(&owned->shadow[first + count], value);
 }
@@ -97,6 +98,7 @@ bool o2c_owned_has(const struct o2c_owned *owned, const struct page *page, u8 va
 {
 	u64 frame = page_to_pfn(page);
 
+	/* pairs with set_bytes() */
 	return frame < owned->frames && smp_load_acquire(&owned->shadow[frame]) == value;
 }
 

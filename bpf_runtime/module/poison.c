@@ -9,7 +9,8 @@
  *
  * The store runs as one of two copies: in the optimized probe's buffer (the fault is exactly there), or in the
  * single-step slot, for which kprobe_fault_handler() in arch/x86/kernel/kprobes/core.c has set the instruction
- * pointer back to the probed address before the notifier runs.
+ * pointer back to the probed address before the notifier runs. A kernel without CONFIG_PREEMPTION is through with
+ * its probe before the slot runs ("boosting"): there the fault is in the slot.
  */
 #include <linux/kdebug.h>
 #include <linux/percpu.h>
@@ -56,9 +57,12 @@ unsigned long o2c_find_detour(const struct kprobe *kp, unsigned int length)
 	u8 original[O2C_INSN_MAX], copy[O2C_INSN_MAX];
 	unsigned int at;
 
-	if (list_empty(&kp->list))
+	/*
+	 * The parent is the head of a list, into which each new probe comes first: that list must hold us alone, or what
+	 * follows us may be another probe, which looks the same.
+	 */
+	if (!list_is_singular(&kp->list))
 		return 0;
-	/* the parent's list holds us and perhaps other probes; after registration we come last */
 	parent = list_first_entry(&kp->list, struct kprobe, list);
 	if (parent->addr != kp->addr || parent->pre_handler == o2c_pre_handler)
 		return 0;
@@ -136,6 +140,8 @@ static int repair(struct notifier_block *self, unsigned long event, void *data)
 	base = o2c_register(regs, entry->probe->insn.base);
 	if (*base != POISON)
 		return NOTIFY_DONE;
+	if (!IS_ENABLED(CONFIG_PREEMPTION) && regs->ip == (unsigned long)entry->probe->kp.ainsn.insn)
+		regs->ip = (unsigned long)entry->probe->kp.addr;
 	if (regs->ip != (unsigned long)entry->probe->kp.addr && regs->ip != entry->probe->detour)
 		return NOTIFY_DONE;
 	*base = entry->base;

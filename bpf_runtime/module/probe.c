@@ -89,6 +89,7 @@ int o2c_pre_handler(struct kprobe *kp, struct pt_regs *regs)
 	unsigned long flags;
 	u32 verdict;
 
+	/* pairs with the release in o2c_compartment_commit() */
 	if (!smp_load_acquire(&probe->compartment->live))
 		return 0;
 	/*
@@ -141,6 +142,7 @@ int o2c_return_handler(struct kretprobe_instance *instance, struct pt_regs *regs
 	if (!rp)
 		return 0;
 	probe = container_of(rp, struct o2c_probe, rp);
+	/* pairs with the release in o2c_compartment_commit() */
 	if (!smp_load_acquire(&probe->compartment->live))
 		return 0;
 	raw_local_irq_save(flags);

@@ -23,7 +23,7 @@ from o2cc.kernel.kernels import open_kernel
 from o2cc.kernel.scan import scan_module
 from o2cc.options import CompileOptions
 from o2cc.policy.model import Action
-from scripts.fetch_kernels import Kernel
+from scripts.fetch_kernels import DEBUG, Kernel
 from tests.vm.kbuild import PROJECT, modules_dir
 
 POLICY = PROJECT / "tests/kernel/victim/victim.o2c"
@@ -128,6 +128,19 @@ def sctp_deny_text() -> str:
     return text.replace(_REPORT, f"{transition}\n    on violation deny")
 
 
+_SOCKET_WHOLE = "struct sctp_sock { whole, "
+_POINTERS_OF_A_LOCK = ("rlock.owner", "dep_map.name", "rlock.dep_map.name")
+
+
+def _for_kernel(text: str, kernel: Kernel) -> str:
+    """The SCTP policy; for a kernel that checks locks with the names of the pointers that it keeps in them."""
+    if kernel.series != DEBUG:
+        return text
+    assert text.count(_SOCKET_WHOLE) == 1
+    named = "".join(f"pd_lobby.lock.{pointer}, " for pointer in _POINTERS_OF_A_LOCK)
+    return text.replace(_SOCKET_WHOLE, _SOCKET_WHOLE + named)
+
+
 def prepare_sctp(kernel: Kernel) -> list[Path]:
     """Describe the kernel's own sctp module and compile examples/sctp.o2c for it, reporting only and denying; the
     objects."""
@@ -143,7 +156,7 @@ def prepare_sctp(kernel: Kernel) -> list[Path]:
     store.save(scan_module(_module_file(kernel, "sctp"), image), description)
     texts = (SCTP_POLICY.read_text(encoding="utf-8"), sctp_deny_text())
     for made, text, degrade in zip(wanted, texts, (Action.REPORT, None), strict=True):
-        source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), text)
+        source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), _for_kernel(text, kernel))
         options = Options(layout=Layout.SHAPE, degrade=degrade)
         watch = Stopwatch()
         chosen = CompileOptions(kernel=str(description), layout=Layout.SHAPE)
