@@ -17,6 +17,8 @@ KINDS: Mapping[int, str] = {
     5: "gate argument",
     6: "foreign free",
     7: "entry argument",
+    8: "audition disagrees at free",
+    9: "uncertain object",
 }
 
 CLASSES: Mapping[int, str] = {
