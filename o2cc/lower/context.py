@@ -14,6 +14,9 @@ from o2cc.lower.places import frame_at
 from o2cc.lower.rules import Scopes, Types
 from o2cc.policy.model import Action, CheckedPolicy
 
+DENIED = -14
+"""-EFAULT: what a denied call returns where nothing else is known."""
+RESULT_MASK = 0xFFFF
 ACTION_CODES: Mapping[Action, int] = {Action.REPORT: 0, Action.DENY: 1, Action.KILL: 2, Action.PANIC: 3}
 
 # Kinds of events and of verdicts against a site, as in library/report.ir.
@@ -71,13 +74,22 @@ class Lowering:
         probe_offset: int | None = None,
         parameters: Mapping[str, int] | None = None,
         note: str = "",
+        result: int = DENIED,
     ) -> None:
-        """Bind a check to a place of ``function``; ``place`` gives the stack height there."""
+        """Bind a check to a place of ``function``; ``place`` gives the stack height there, ``result`` is what a denied
+        call returns."""
         number = len(self.sites)
         frame = frame_at(function, place, self.description.function_by_name)
         owner = function.parent or function.name
         self.rows.append(
-            (self.scopes.mask(owner), frame.height, frame.saved, frame.bp_slot, ACTION_CODES[action])
+            (
+                self.scopes.mask(owner),
+                frame.height,
+                result & RESULT_MASK,
+                frame.saved,
+                frame.bp_slot,
+                ACTION_CODES[action],
+            )
         )
         values = {"site": number, **(parameters or {})}
         self.sites.append(

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Function, Site
 from o2cc.lower.context import (
     ACTION_CODES,
     CALL_FORBIDDEN,
+    DENIED,
     FOREIGN_FREED,
     REQUIREMENT_FAILED,
     Lowering,
@@ -54,6 +56,23 @@ def after_effects(gate: model.Gate) -> tuple[AfterEffect, ...]:
     return tuple(e for e in gate.effects if isinstance(e, model.Allocates | model.Gives))
 
 
+def denied_result(lowering: Lowering, function: str, gate: model.Gate | None) -> int:
+    """What a denied call returns: what the policy says; else NULL or false where the function returns a pointer or bool,
+    since callers of most such functions look for that only and would follow -EFAULT as an address."""
+    if gate is not None and gate.deny_result is not None:
+        if not -0x8000 <= gate.deny_result <= 0x7FFF:
+            raise DiagnosticError(
+                error(
+                    "O2C0511", f"a denied call cannot return {gate.deny_result}: 16 bits are kept", gate.span
+                )
+            )
+        return gate.deny_result
+    prototype = lowering.description.types.prototype_by_name.get(function)
+    if prototype is None:
+        return DENIED
+    return 0 if prototype.returns.kind == "pointer" or prototype.returns.name == "_Bool" else DENIED
+
+
 def gate_name(lowering: Lowering, gate: model.Gate) -> str:
     """A name for the checks of a gate; gates for some functions only are numbered."""
     if gate.scope is None:
@@ -83,6 +102,7 @@ def _lower_call(lowering: Lowering, function: Function, site: Site, target: str)
                 place=site,
                 probe_offset=probe,
                 note=f"call of {target}",
+                result=denied_result(lowering, target, None),
             )
         return
     gate = lowering.policy.gate(target, owner)
@@ -119,6 +139,7 @@ def _lower_call(lowering: Lowering, function: Function, site: Site, target: str)
                 place=site,
                 probe_offset=probe,
                 note=f"call of {target}",
+                result=denied_result(lowering, target, gate),
             )
     else:
         lowering.discharge(

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 LIBRARY = ("state", "address", "store", "report", "capability", "predicates", "audition", "hooks")
 
-_SITE_COLUMNS = (("scopes", 8), ("height", 2), ("saved", 1), ("bp_slot", 1), ("action", 1))
+# result: what a denied call returns, a signed number.
+_SITE_COLUMNS = (("scopes", 8), ("height", 2), ("result", 2), ("saved", 1), ("bp_slot", 1), ("action", 1))
 
 
 @dataclass(frozen=True)

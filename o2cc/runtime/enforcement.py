@@ -6,6 +6,7 @@ What o2c.ko cannot deny is attached as a site that only reports, and named; the 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ NEEDS_MODULE = frozenset({"deny", "panic", "strict probes"})
 UNSUPPORTED = frozenset({"private heap", "private stack", "on missed deny", "on missed panic"})
 _BATCH = 256
 _UNKNOWN_HEIGHT = 0xFFFF
+_UNKNOWN_RESULT = -errno.EFAULT & 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ def place(data: bytes, info: ObjectInfo, attachments: Sequence[Attachment], text
         action = action_of(attachment.site, row.get("action", Action.DENY))
         code = text.read(attachment.address, MAXIMUM_LENGTH)
         height = row.get("height", _UNKNOWN_HEIGHT)
-        found.append(Placed(attachment.site, attachment.address, code, action, height))
+        result = row.get("result", _UNKNOWN_RESULT)
+        result -= (result & 0x8000) << 1  # signed
+        found.append(Placed(attachment.site, attachment.address, code, action, height, result))
     return found
 
 

@@ -7,6 +7,7 @@ another kind than the compiler says is found here, with a reason in words.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,7 @@ class Placed:
     code: bytes
     action: Action
     stack_height: int  # bytes to the return address, 0xffff when not known
+    denied_result: int = -errno.EFAULT  # of a call
 
 
 def observed(placed: Placed, program: int) -> Site:
@@ -92,6 +94,7 @@ def enforced(placed: Placed, program: int, *, strict: bool = False) -> Site:
         scale=scale,
         displacement=displacement,
         size=size,
+        deny_result=placed.denied_result,
         strict=strict,
         tail=tail,
         line=site.line,

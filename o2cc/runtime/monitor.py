@@ -12,24 +12,32 @@ from dataclasses import dataclass
 
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime import kernel_calls, state, tables
+from o2cc.runtime.enforcer import Enforcer, EnforcerError
 from o2cc.runtime.events import Decoder, Event
 from o2cc.runtime.libbpf import RingBuffer
 
 _POLL = 200  # milliseconds
+_ASK_EVERY = 1.0  # seconds between two questions to o2c.ko, which adds up the counters of all sites
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Violations that no event tells of: over the rate limit of their site; no room in the buffer."""
+    """What no event tells of.  Violations: over the rate limit of their site; no room in the buffer.  ``missed``: hits at
+    which o2c.ko could run no check."""
 
     rate_limited: int
     lost: int
+    missed: int = 0
 
     def __sub__(self, other: Losses) -> Losses:
-        return Losses(max(0, self.rate_limited - other.rate_limited), max(0, self.lost - other.lost))
+        return Losses(
+            max(0, self.rate_limited - other.rate_limited),
+            max(0, self.lost - other.lost),
+            max(0, self.missed - other.missed),
+        )
 
     def __bool__(self) -> bool:
-        return bool(self.rate_limited or self.lost)
+        return bool(self.rate_limited or self.lost or self.missed)
 
     def sentence(self) -> str:
         """One line for a person."""
@@ -40,15 +48,27 @@ class Losses:
             )
         if self.lost:
             parts.append(f"{self.lost} events lost: the buffer was full")
+        if self.missed:
+            parts.append(f"{self.missed} checks did not run: skipped inside another probe's handler")
         return "; ".join(parts)
 
 
-def losses_of(live: tables.LiveTables) -> Losses:
+def losses_of(live: tables.LiveTables, missed: int = 0) -> Losses:
     """The losses since loading, from the counters."""
     rows = live.rows("counters")
     lost = live.rows("globals")[0].get("lost_events", 0)
     unsent = sum(max(0, row["denied"] - row["sent"]) for row in rows)
-    return Losses(max(0, unsent - lost), lost)
+    return Losses(max(0, unsent - lost), lost, missed)
+
+
+def _missed(name: str) -> int:
+    """Checks of a compartment that o2c.ko could not run; 0 when it does not have it any more."""
+    try:
+        with Enforcer() as enforcer:
+            enforcer.open(name)
+            return enforcer.info().missed
+    except EnforcerError:
+        return 0
 
 
 def follow(name: str, *, seconds: float | None = None) -> Iterator[Event | Losses]:
@@ -56,7 +76,7 @@ def follow(name: str, *, seconds: float | None = None) -> Iterator[Event | Losse
 
     Raises DiagnosticError: O2C0802 not loaded, O2C0805 no right to, O2C0809 somebody else reads the events.
     """
-    _, info = state.load(name)
+    saved, info = state.load(name)
     directory = state.pins(name)
     decoder = Decoder(info)
     received: list[Event] = []
@@ -78,13 +98,15 @@ def follow(name: str, *, seconds: float | None = None) -> Iterator[Event | Losse
                     help="run as root",
                 )
             ) from None
-        before = Losses(0, 0)
+        before, missed, asked = Losses(0, 0), 0, 0.0
         while True:
             left = _POLL if deadline is None else int(max(0.0, deadline - time.monotonic()) * 1000)
             buffer.poll(min(_POLL, left))
             yield from received
             received.clear()
-            now = losses_of(live)
+            if saved.enforced and time.monotonic() - asked >= _ASK_EVERY:
+                missed, asked = max(missed, _missed(name)), time.monotonic()
+            now = losses_of(live, missed)
             if now - before:
                 yield now - before
                 before = now

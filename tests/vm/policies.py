@@ -46,6 +46,7 @@ VARIANTS: Mapping[str, str] = {
     "strict": "probes strict\n    on violation deny",
     "kill": "on violation kill",
     "missed-kill": "on missed kill\n    on violation deny",
+    "strict-kill": "probes strict\n    on violation kill",
     "panic": "on violation panic",
     "transition": "transition { until quiescent, at most 60 s }\n    on violation report",
     "audition": _AUDITION + "on violation report",

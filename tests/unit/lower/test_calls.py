@@ -332,3 +332,22 @@ def test_an_event_says_what_was_hit() -> None:
     assert (
         event["name0"].to_bytes(8, "little") + event["name1"].to_bytes(8, "little") == b"made-up-cache\0\0\0"
     )
+
+
+@pytest.mark.parametrize(
+    ("callee", "returned"),
+    [
+        ("skb_copy", 0),
+        ("kfree_skb_reason", -14),
+        ("crypto_alloc_shash", -14),
+        ("security_sctp_bind_connect", -22),
+    ],
+)
+def test_a_denied_call_returns_what_its_caller_takes_for_a_failure(callee: str, returned: int) -> None:
+    """Catches -EFAULT for a function that returns a pointer: its caller looks for NULL, and follows it."""
+    gate = "security_sctp_bind_connect(sk, ...) { require held(sk) on deny return -22 }"
+    kernel = confined(f"    gate crypto_alloc_shash(name, ...) {{ require held(name) }}\n    gate {gate}")
+    (table,) = (t for t in kernel.module.tables if t.name == "sites")
+    columns = [name for name, _ in table.columns]
+    row = dict(zip(columns, table.rows[kernel.noted(f"call of {callee}").number], strict=True))
+    assert row["result"] == returned & 0xFFFF

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -25,6 +25,7 @@ from tests.vm.guest.victim_support import (
     NAME,
     PROPER,
     Attack,
+    Footprint,
     Victim,
     events,
     footprint,
@@ -187,29 +188,65 @@ def test_phases_are_enforced(victim: Victim) -> None:
         assert names_of(events()[0]) == (("store", "store_word"),)
 
 
-@pytest.mark.parametrize(
-    "delay", [0.7, 2.5, *(pytest.param(n / 5, marks=pytest.mark.full) for n in range(1, 51))]
-)
+def in_force() -> bool:
+    """Whether o2c.ko has the compartment, wholly: committed, with every probe in the text."""
+    try:
+        with Enforcer() as enforcer:
+            enforcer.open(NAME)
+            assert enforcer.info().committed, "a compartment that its loader has not switched on outlived it"
+            assert all(item.state is not State.UNARMED for item in enforcer.stats())
+            return True
+    except EnforcerError:
+        return False
+
+
+def kill_at(act: Callable[[], object], delay: float) -> None:
+    child = in_child(act)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    assert status_of(child) in (-signal.SIGKILL, 7)
+
+
+def assert_whole_and_usable(victim: Victim, before: Footprint) -> None:
+    """Protected as a whole, or not at all and reported so; a new load works, and leaves nothing when it goes."""
+    live = in_force()
+    victim.run(3)
+    assert (victim.state()["foreign"] == 0) == live
+    shown = o2c("status").stdout
+    assert live or "violations are prevented" not in shown
+    if live and NAME in state.names():
+        loader.unload(NAME)
+    loader.load(guest_object("deny").read_bytes(), options=GAPS)  # takes up what a killed loader left
+    victim.run(3)
+    assert victim.state()["foreign"] == 0
+    loader.unload(NAME)
+    assert wait_until(lambda: footprint() == before), (before, footprint())
+    victim.run(3)
+    assert victim.state()["foreign"] > 0
+
+
+POINTS = [0.3, 0.9, 1.7, *(pytest.param(n / 10, marks=pytest.mark.full) for n in range(1, 36))]
+LATE_POINTS = [0.1, 0.6, *(pytest.param(n / 10, marks=pytest.mark.full) for n in range(1, 16))]
+
+
+@pytest.mark.parametrize("delay", POINTS)
 def test_a_killed_loader_leaves_everything_or_nothing(victim: Victim, delay: float) -> None:
     unload_all()
     load_module("o2c")
     before = settled()
     data = guest_object("deny").read_bytes()
-    child = in_child(lambda: loader.load(data, options=GAPS))
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
-    assert status_of(child) in (-signal.SIGKILL, 7)
-    try:
-        live = all(item.mode is not None for item in site_stats())
-    except EnforcerError:
-        live = False
-    victim.run(3)
-    assert (victim.state()["foreign"] == 0) == live  # protected as a whole, or not at all
-    if NAME in state.names() or live or state.leftovers():
-        loader.unload(NAME)
-    assert wait_until(lambda: footprint() == before), (before, footprint())
-    victim.run(3)
-    assert victim.state()["foreign"] > 0
+    kill_at(lambda: loader.load(data, options=GAPS), delay)
+    assert_whole_and_usable(victim, before)
+
+
+@pytest.mark.parametrize("delay", LATE_POINTS)
+def test_a_killed_unloader_leaves_everything_or_nothing(victim: Victim, delay: float) -> None:
+    unload_all()
+    load_module("o2c")
+    before = settled()
+    loader.load(guest_object("deny").read_bytes(), options=GAPS)
+    kill_at(lambda: loader.unload(NAME), delay)
+    assert_whole_and_usable(victim, before)
 
 
 def test_kill_ends_the_task_that_attacks(victim: Victim) -> None:
