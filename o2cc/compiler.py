@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING
 
 from o2cc import lower as lowering
 from o2cc.bpf.emit import ObjectFile, emit_object
-from o2cc.bpf.info import OpsTargetsInfo
+from o2cc.bpf.info import HeapCallInfo, HeapInfo, OpsTargetsInfo
 from o2cc.bpf.layout import Layout
 from o2cc.diagnostics import Diagnostic, SourceFile, Span
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Description
 from o2cc.lower.context import Unchecked
+from o2cc.lower.heap import PrivateHeap
 from o2cc.lower.lower import LIBRARY, lower
 from o2cc.lower.targets import OpsTables
 from o2cc.passes.manager import Observer, Pass, PassContext, run_pipeline
 from o2cc.passes.registry import default_pipeline
 from o2cc.policy.checker import check
-from o2cc.policy.model import Action, CheckedPolicy, Grant
+from o2cc.policy.model import Action, CheckedPolicy, Grant, HeapKind
 from o2cc.policy.names import ParsedModule, Resolver
 from o2cc.syntax import nodes as syntax
 from o2cc.syntax.parser import parse
@@ -81,6 +82,7 @@ class Compiled:
     warnings: tuple[Diagnostic, ...]
     total_sites: int
     ops_targets: tuple[OpsTables, ...]
+    heap: PrivateHeap | None
 
 
 def library_sources() -> dict[str, SourceFile]:
@@ -148,17 +150,19 @@ def compile_module(
         (*warnings, *lowered.warnings),
         len(lowered.module.sites) + len(lowered.module.discharged) + len(lowered.unchecked),
         lowered.ops_targets,
+        lowered.heap,
     )
 
 
 def degraded(policy: CheckedPolicy, action: Action) -> CheckedPolicy:
-    """The policy with every action that the enforcement module carries out replaced by a weaker one."""
+    """The policy with every action that the enforcement module carries out replaced by a weaker one, and a tracked heap."""
 
     def weaker(given: Action) -> Action:
         return action if given in (Action.DENY, Action.PANIC) else given
 
     return replace(
         policy,
+        heap=replace(policy.heap, kind=HeapKind.TRACKED, limit=None),
         on_violation=weaker(policy.on_violation),
         violation_rules=tuple(replace(r, action=weaker(r.action)) for r in policy.violation_rules),
         grants=tuple(replace(g, action=weaker(g.action)) for g in policy.grants),
@@ -206,13 +210,36 @@ def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
             layout=options.layout,
             sources=compiled.sources,
             ops_targets=[_ops_targets(compiled, ops) for ops in compiled.ops_targets],
+            heap=_heap(compiled),
         )
 
 
 def _ops_targets(compiled: Compiled, ops: OpsTables) -> OpsTargetsInfo:
-    text = compiled.sources.get(ops.span.source, "")
-    line = SourceFile(ops.span.source, text).position(ops.span.start)[0]
+    line = _line(compiled, ops.span)
     return OpsTargetsInfo(ops.struct, ops.modules, ops.excluded, ops.scopes, ops.span.source, line)
+
+
+def _heap(compiled: Compiled) -> HeapInfo | None:
+    heap = compiled.heap
+    if heap is None:
+        return None
+    return HeapInfo(
+        limit=heap.limit,
+        ctor_offset=heap.ctor_offset,
+        flags_offset=heap.flags_offset,
+        file=heap.span.source,
+        line=_line(compiled, heap.span),
+        calls=tuple(
+            HeapCallInfo(
+                c.function, c.offset, c.tail, c.called, str(c.operation), c.size or "", c.flags or ""
+            )
+            for c in heap.calls
+        ),
+    )
+
+
+def _line(compiled: Compiled, span: Span) -> int:
+    return SourceFile(span.source, compiled.sources.get(span.source, "")).position(span.start)[0]
 
 
 def _needs(policy: CheckedPolicy, options: Options) -> tuple[tuple[str, str], ...]:
@@ -258,13 +285,22 @@ def statistics(compiled: Compiled, emitted: ObjectFile, watch: Stopwatch) -> dic
         "subprograms": emitted.statistics.subprograms,
         "instructions": emitted.statistics.instructions,
         "object_bytes": emitted.statistics.bytes,
+        "private_heap": _heap_figures(compiled),
         "grants": [_grant(compiled, grant) for grant in compiled.policy.grants],
     }
 
 
+def _heap_figures(compiled: Compiled) -> dict[str, object] | None:
+    """The limit in bytes, and how many calls are redirected, by operation."""
+    if compiled.heap is None:
+        return None
+    operations = Counter(str(call.operation) for call in compiled.heap.calls)
+    return {"limit": compiled.heap.limit, "calls": dict(sorted(operations.items()))}
+
+
 def _grant(compiled: Compiled, grant: Grant) -> dict[str, object]:
     text = compiled.sources.get(grant.span.source, "")
-    line = SourceFile(grant.span.source, text).position(grant.span.start)[0]
+    line = _line(compiled, grant.span)
     return {
         "rule": _rule(text, grant.span),
         "reason": grant.reason,

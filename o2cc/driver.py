@@ -142,11 +142,12 @@ def _enforcement_notes(policy: CheckedPolicy, degrade: Action | None) -> tuple[D
     """What the object by itself will not do, in words that cannot be overlooked."""
     found = []
     for feature in policy.required_features:
-        if degrade is not None and feature.name in ("deny", "panic"):
+        weaker = {"deny": degrade, "panic": degrade, "private heap": "heap tracked"}.get(feature.name)
+        if degrade is not None and weaker is not None:
             found.append(
                 warning(
                     "O2C0912",
-                    f"`{feature.name}` is weakened to `{degrade}`, as asked for",
+                    f"`{feature.name}` is weakened to `{weaker}`, as asked for",
                     feature.span,
                 )
             )

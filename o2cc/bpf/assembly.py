@@ -23,7 +23,7 @@ from o2cc.bpf.elf_writer import (
     SectionType,
     SymbolType,
 )
-from o2cc.bpf.layout import WORD, Layout, table_bytes, table_layout
+from o2cc.bpf.layout import WORD, Layout, rows_name, table_bytes, table_layout
 from o2cc.bpf.llvm_context import SymbolKind
 from o2cc.bpf.programs import NOT_IN_NAMES, Program
 from o2cc.bpf.source_lines import SourceLines
@@ -86,7 +86,9 @@ class Assembler:
                 variable.name, index, variable.offset, variable.size, SymbolType.OBJECT
             )
             entries.append((self._btf.variable(variable.name, variable.type), variable.offset, variable.size))
-        self._btf.data_section(section, size, entries)
+        # the kernel refuses a map whose value has another size than its type: one that can be resized has none
+        if section != ".bss" or not any(table.resizable for table in self._module.tables):
+            self._btf.data_section(section, size, entries)
 
     def _constant_member(self, value: int) -> int:
         """libbpf's way to put a number into a map definition: a pointer to an array of that length."""
@@ -129,37 +131,43 @@ class Assembler:
         return self._btf.array(row, table.length)
 
     def _add_tables(self) -> None:
+        resizable = [table for table in self._module.tables if table.resizable]
+
         def section_of(table: nodes.Table) -> str:
+            if table.resizable:
+                return ".bss"
             if not table.writable:
                 return ".rodata"
-            return ".data" if any(any(row) for row in table.rows) else ".bss"
+            return ".data" if resizable or any(any(row) for row in table.rows) else ".bss"
 
-        for section, flags in ((".rodata", SectionFlag.ALLOC), (".data", _DATA), (".bss", _DATA)):
-            tables = [table for table in self._module.tables if section_of(table) == section]
-            variables: list[_Variable] = []
-            content = bytearray()
-            size = 0
-            for table in tables:
-                layout = table_layout(table)
-                offset = -(-size // 8) * 8
-                size = offset + layout.size
-                if section != ".bss":
-                    content += bytes(offset - len(content)) + table_bytes(table)
-                variables.append(
-                    _Variable(
-                        SymbolKind.TABLE + table.name,
-                        table.name,
-                        self._table_type(table),
-                        offset,
-                        layout.size,
-                    )
-                )
-                columns = tuple((name, layout.offsets[name], layout.sizes[name]) for name, _ in table.columns)
-                self._tables.append(
-                    info.TableInfo(table.name, section, offset, layout.stride, layout.length, columns)
-                )
-            if tables:
-                self._add_data(section, variables, size, None if section == ".bss" else bytes(content), flags)
+        lengths = [
+            nodes.Table(rows_name(table.name), (("rows", WORD),), ((table.length,),), 1)
+            for table in resizable
+        ]
+        tables = (*self._module.tables, *lengths)
+        for section in (".rodata", ".data", ".bss"):
+            self._add_table_section(section, [table for table in tables if section_of(table) == section])
+
+    def _add_table_section(self, section: str, tables: Sequence[nodes.Table]) -> None:
+        if not tables:
+            return
+        variables: list[_Variable] = []
+        content = bytearray()
+        size = 0
+        for table in tables:
+            layout = table_layout(table)
+            offset = -(-size // 8) * 8
+            size = offset + layout.size
+            if section != ".bss":
+                content += bytes(offset - len(content)) + table_bytes(table)
+            symbol = SymbolKind.TABLE + table.name
+            variables.append(_Variable(symbol, table.name, self._table_type(table), offset, layout.size))
+            columns = tuple((name, layout.offsets[name], layout.sizes[name]) for name, _ in table.columns)
+            self._tables.append(
+                info.TableInfo(table.name, section, offset, layout.stride, layout.length, columns)
+            )
+        flags = SectionFlag.ALLOC if section == ".rodata" else _DATA
+        self._add_data(section, variables, size, None if section == ".bss" else bytes(content), flags)
 
     def _add_license(self) -> None:
         type_ = self._btf.array(self._btf.integer("char", 1, 1), len(LICENSE))
@@ -274,6 +282,7 @@ class Assembler:
         sites: Sequence[info.SiteInfo],
         hooks: Sequence[info.HookInfo],
         ops_targets: Sequence[info.OpsTargetsInfo] = (),
+        heap: info.HeapInfo | None = None,
     ) -> bytes:
         """The object."""
         if self._kernel_symbols:
@@ -295,6 +304,7 @@ class Assembler:
                 hooks=tuple(hooks),
                 discharged=dict(sorted(discharged.items())),
                 ops_targets=tuple(ops_targets),
+                heap=heap,
             )
         )
         self._elf.add_section(info.SECTION, content, alignment=1, type_=SectionType.STRTAB)

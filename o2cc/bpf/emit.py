@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from o2cc.bpf.assembly import Assembler
 from o2cc.bpf.compiler import MachineCode, compile_text, data_layout
-from o2cc.bpf.info import HookInfo, OpsTargetsInfo
+from o2cc.bpf.info import HeapInfo, HookInfo, OpsTargetsInfo
 from o2cc.bpf.layout import Layout, table_layout
 from o2cc.bpf.limits import check_stacks
 from o2cc.bpf.llvm_context import BodyError, Scope, SiteTable, Spans, SymbolKind
@@ -58,13 +58,14 @@ def emit_object(
     layout: Layout,
     sources: Mapping[str, str],
     ops_targets: Sequence[OpsTargetsInfo] = (),
+    heap: HeapInfo | None = None,
 ) -> ObjectFile:
     """Compiles a module.  ``sources`` gives the text of every source that a span names, ``ops_targets`` what the loader
-    must look up in other modules.
+    must look up in other modules, ``heap`` the private heap that it must ask for.
 
     Raises DiagnosticError: O2C0600 to O2C0607.
     """
-    return _emit(module, layout, sources, ops_targets)
+    return _emit(module, layout, sources, ops_targets, heap)
 
 
 def emit_test_object(module: nodes.Module, *, sources: Mapping[str, str]) -> ObjectFile:
@@ -82,6 +83,7 @@ def _emit(
     layout: Layout,
     sources: Mapping[str, str],
     ops_targets: Sequence[OpsTargetsInfo],
+    heap: HeapInfo | None = None,
     *,
     as_test: bool = False,
 ) -> ObjectFile:
@@ -110,7 +112,7 @@ def _emit(
     programs += [hook_program(hook, machine[SymbolKind.HOOK + hook.name], lines) for hook in module.hooks]
     hooks = [HookInfo(hook.name, hook.kind.value, hook.target, hook.name) for hook in module.hooks]
     assembler.add_programs(programs)
-    content = assembler.write(sites, hooks, ops_targets)
+    content = assembler.write(sites, hooks, ops_targets, heap)
     sizes = tuple(assembler.program_sizes)
     return ObjectFile(
         content,
@@ -183,6 +185,9 @@ def _check_module(module: nodes.Module) -> None:
                     "O2C0600", f"table `{table.name}` has no columns, no rows or a column of a strange size"
                 )
             )
+    resizable = [table for table in module.tables if table.resizable]
+    if len(resizable) > 1 or any(table.writable for table in resizable):
+        problems.add(error("O2C0600", "a module has at most one resizable table, which is not written"))
     problems.raise_if_errors()
 
 

@@ -21,7 +21,7 @@ from elftools.elf.elffile import ELFFile
 from o2cc.diagnostics import DiagnosticError, error
 
 SECTION = ".o2c.info"
-FORMAT = 2
+FORMAT = 3
 _LEVEL = 9
 _MAXIMUM = 256 << 20  # bytes of JSON that a reader accepts
 
@@ -95,6 +95,33 @@ class OpsTargetsInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class HeapCallInfo:
+    """A call (or tail jump) that the private heap serves: what is called, what stands for it (`alloc`, `alloc_cache`,
+    `free_cache`, `realloc`, `duplicate`), and the registers with the size or cache and with the GFP flags ("": none)."""
+
+    function: str
+    offset: int
+    tail: bool
+    called: str
+    operation: str
+    size: str
+    flags: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeapInfo:
+    """A private heap of at most ``limit`` bytes.  The offsets are those of members of ``struct kmem_cache``; ``file`` and
+    ``line`` are the policy's."""
+
+    limit: int
+    ctor_offset: int
+    flags_offset: int
+    file: str
+    line: int
+    calls: tuple[HeapCallInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """Everything that is in the section."""
 
@@ -107,6 +134,7 @@ class ObjectInfo:
     hooks: tuple[HookInfo, ...]
     discharged: dict[str, int]
     ops_targets: tuple[OpsTargetsInfo, ...] = ()
+    heap: HeapInfo | None = None
 
 
 def encode(info: ObjectInfo) -> bytes:
@@ -122,6 +150,7 @@ def encode(info: ObjectInfo) -> bytes:
         "hooks": [asdict(item) for item in info.hooks],
         "discharged": info.discharged,
         "ops_targets": [asdict(item) for item in info.ops_targets],
+        "heap": None if info.heap is None else asdict(info.heap),
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(text.encode())
@@ -172,11 +201,18 @@ def decode(content: bytes, path: str = "") -> ObjectInfo:
                 )
                 for item in document["ops_targets"]
             ),
+            heap=_heap(document["heap"]),
         )
     except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise DiagnosticError(
             error("O2C0608", "the object's description of itself is damaged", path=path or None)
         ) from problem
+
+
+def _heap(document: dict[str, Any] | None) -> HeapInfo | None:
+    if document is None:
+        return None
+    return HeapInfo(**{**document, "calls": tuple(HeapCallInfo(**call) for call in document["calls"])})
 
 
 def read(data: bytes, path: str = "") -> ObjectInfo:

@@ -55,6 +55,11 @@ REGISTER_OFFSETS: dict[str, int] = {
 PT_REGS_SIZE = WORD * len(REGISTER_OFFSETS)
 
 
+def rows_name(table: str) -> str:
+    """Name of the constant that tells how many rows a resizable table has."""
+    return f"{table}_rows"
+
+
 @dataclass(frozen=True, slots=True)
 class TableLayout:
     """A table in its section: like a C array of structs, every column naturally aligned.

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from o2cc.bpf.layout import rows_name
 from o2cc.bpf.llvm_context import BodyError, Context, Role, SiteTable, SymbolKind, quote
 from o2cc.diagnostics import Span
 from o2cc.ir import nodes
 from o2cc.ir.walk import MASK
+
+MAXIMUM_ROWS = 1 << 29  # of a resizable table: the verifier lets no pointer go further (BPF_MAX_VAR_OFF)
 
 
 class BodyWriter:
@@ -189,16 +192,18 @@ class BodyWriter:
         if column not in layout.offsets:
             raise self.fail(f"table `{table}` has no column `{column}`")
         symbol = quote(SymbolKind.TABLE + table)
-        self.context.declare(f"{symbol} = external global [{max(layout.size, 1)} x i8], align 8")
+        resizable = scope.tables[table].resizable
+        room = MAXIMUM_ROWS * layout.stride if resizable else max(layout.size, 1)
+        self.context.declare(f"{symbol} = external global [{room} x i8], align 8")
         offset, size = layout.offsets[column], layout.sizes[column]
-        if isinstance(index, nodes.Constant):
+        if isinstance(index, nodes.Constant) and not resizable:
             if index.value >= layout.length:
                 return None
             place = index.value * layout.stride + offset
             return self.value(f"getelementptr inbounds i8, ptr {symbol}, i64 {place}"), size, "", ""
         word = self.opaque(self.word(index))
         good, end, before = self.new_label(), self.new_label(), self.label
-        condition = self.value(f"icmp ult i64 {word}, {layout.length}")
+        condition = self.value(f"icmp ult i64 {word}, {self.rows(table) if resizable else layout.length}")
         self.add(f"br i1 {condition}, label %{good}, label %{end}")
         self.start(good)
         checked = self.opaque(word, fixed=True)
@@ -207,6 +212,12 @@ class BodyWriter:
         if offset:
             base = f"getelementptr inbounds (i8, ptr {symbol}, i64 {offset})"
         return self.value(f"getelementptr inbounds i8, ptr {base}, i64 {row}"), size, before, end
+
+    def rows(self, table: str) -> str:
+        """How many rows a resizable table has: constant data that the loader sets, which the verifier knows."""
+        symbol = quote(SymbolKind.TABLE + rows_name(table))
+        self.context.declare(f"{symbol} = external global i64, align 8")
+        return self.value(f"load i64, ptr {symbol}, align 8")
 
     def join(self, result: nodes.Value, word: str, before: str, end: str) -> None:
         """Ends what `in_bounds` began: the result is ``word``, or 0 when the index was bad."""

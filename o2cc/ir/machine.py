@@ -122,7 +122,9 @@ class MapState:
 
 
 class TableState:
-    """A table.  Only rows that differ from zero are held, so that long tables cost nothing."""
+    """A table.  Only rows that differ from zero are held, so that long tables cost nothing.
+
+    A resizable table is as long as the machine needs it."""
 
     def __init__(self, definition: ir.Table) -> None:
         self.definition = definition
@@ -137,7 +139,7 @@ class TableState:
 
     def store(self, index: int, column: str, value: int) -> None:
         """Write a word, cut to its column's size; out of bounds nothing happens."""
-        if index < self.definition.length:
+        if index < self.definition.length or self.definition.resizable:
             number = self._columns[column]
             row = self.rows.setdefault(index, [0] * len(self._masks))
             row[number] = value & self._masks[number]

@@ -479,7 +479,8 @@ class Table:
     """An array of records that is part of the object: ``.rodata`` when constant, else ``.data``/``.bss``.
 
     ``columns`` are (name, size in bytes 1|2|4|8); loads zero-extend.  ``rows`` give the initial values, row by
-    row; ``length`` may exceed ``len(rows)`` (the rest is zero).
+    row; ``length`` may exceed ``len(rows)`` (the rest is zero).  ``resizable``: the loader may make it longer, the
+    kernel fills it, and code only reads it; rows beyond ``length`` read as 0 until then.
     """
 
     name: str
@@ -487,6 +488,7 @@ class Table:
     rows: tuple[tuple[int, ...], ...]
     length: int
     writable: bool = False
+    resizable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

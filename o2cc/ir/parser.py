@@ -413,6 +413,7 @@ class _Parser(Cursor):
         self._expect("length")
         length = self._word_or_constant("a length")
         writable = self._take("writable")
+        resizable = self._take("resizable")
         self._expect("{")
         rows: list[tuple[int, ...]] = []
         while not self._take("}"):
@@ -427,7 +428,7 @@ class _Parser(Cursor):
                     "write each row on a line of its own",
                 )
             rows.append(tuple(row))
-        return ir.Table(name, columns, tuple(rows), length, writable)
+        return ir.Table(name, columns, tuple(rows), length, writable, resizable)
 
     def _function(self, first: int) -> ir.Function:
         name = self._word("the function's name")

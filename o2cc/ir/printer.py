@@ -174,7 +174,8 @@ class _Writer:
     def table(self, table: ir.Table) -> str:
         columns = ", ".join(f"{name} {size}" for name, size in table.columns)
         writable = " writable" if table.writable else ""
-        head = f"table {table.name} ({columns}) length {table.length}{writable} {{"
+        resizable = " resizable" if table.resizable else ""
+        head = f"table {table.name} ({columns}) length {table.length}{writable}{resizable} {{"
         if not table.rows:
             return head + "}\n"
         rows = "".join("  " + " ".join(map(print_number, row)) + "\n" for row in table.rows)

@@ -167,6 +167,8 @@ class _Verifier:
                 self._plain(
                     "O2C0507", f"column `{column}` of table `{name}` must have 1, 2, 4 or 8 bytes, not {size}"
                 )
+        if table.resizable and (table.writable or table.rows):
+            self._plain("O2C0507", f"resizable table `{name}` is neither written nor has it rows")
         if table.length < len(table.rows):
             self._plain("O2C0507", f"table `{name}` has {len(table.rows)} rows but the length {table.length}")
         limits = [1 << (8 * size) for _, size in table.columns]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audition of objects from before loading: a decision tree says what they are.
 
-``audition(base, site, head)`` answers 0 when nothing is decided, 1 when the object was accepted and recorded, 2 when it
-is certainly none that the compartment may touch, 3 when the tree is not sure enough.  Accepting asks for the confidence
+``audition(base, site, head)`` answers 0 when the tree is not sure enough (or there is none), 1 when the object was
+accepted and recorded, 2 when it is certainly none that the compartment may touch.  Accepting asks for the confidence
 that the policy requires; refusing asks for it from the leaf's held-out bound (`o2cc.trees.tree.Leaf.bound`), since a
 wrong refusal breaks a healthy system.
 """
@@ -18,7 +18,6 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.lower.caches import PAYLOAD_CACHES, name_words
 from o2cc.lower.context import Lowering
-from o2cc.lower.places import own_bounds
 from o2cc.policy.model import Audition
 
 if TYPE_CHECKING:  # trees bring numpy, which a policy without an audition need not wait for
@@ -27,9 +26,6 @@ if TYPE_CHECKING:  # trees bring numpy, which a policy without an audition need 
 KIND_FOREIGN = 0
 KIND_OWN = 1
 KIND_TYPED = 2
-
-PAYLOAD = "payload"
-"""Name of the class of objects that hold data and no struct (o2cc/profile/labels.py)."""
 
 _CERTAIN = 1 << 20  # bit of an outcome: the leaf's held-out bound suffices to refuse
 
@@ -44,31 +40,15 @@ def audition_parts(
         code.give_back(0)
         function = ir.Function("classify", ("base", "size", "cache_flags"), code.finish())
         tables = (_classes_table(()), _payload_table(()))
-        return (function,), tables, _constants(PAYLOAD_CACHES, at_access=False, at_free=False)
+        return (function,), tables, {"const(PAYLOAD_CACHES)": len(PAYLOAD_CACHES)}
     from o2cc.trees.lower import lower_tree
 
-    lowered = lower_tree(
-        tree,
-        name="classify",
-        outcome=_outcome(float(audition.confidence), tree.classes),
-        own=lambda code: own_bounds(code, lowering.description),
-    )
+    lowered = lower_tree(tree, name="classify", outcome=_outcome(float(audition.confidence)))
     classes = tuple(_class_row(lowering, audition, name) for name in tree.classes)
     accepted = audition.accept_payload
     _check_patterns(audition)
     all_tables = (*lowered.tables, _classes_table(classes), _payload_table(accepted))
-    constants = _constants(
-        (*accepted, *PAYLOAD_CACHES), at_access=audition.at_access, at_free=audition.at_free
-    )
-    return lowered.functions, all_tables, constants
-
-
-def _constants(payload: tuple[str, ...], *, at_access: bool, at_free: bool) -> dict[str, int]:
-    return {
-        "const(PAYLOAD_CACHES)": len(payload),
-        "const(AT_ACCESS)": int(at_access),
-        "const(AT_FREE)": int(at_free),
-    }
+    return lowered.functions, all_tables, {"const(PAYLOAD_CACHES)": len(accepted) + len(PAYLOAD_CACHES)}
 
 
 def _check_patterns(audition: Audition) -> None:
@@ -84,12 +64,9 @@ def _check_patterns(audition: Audition) -> None:
             )
 
 
-def _outcome(required: float, classes: tuple[str, ...]) -> Callable[[Leaf], int]:
-    """What a leaf means.  Payload says nothing of whose the object is: buffers of the compartment and of all others, with
-    strings, keys and what came over the wire, look alike."""
-
+def _outcome(required: float) -> Callable[[Leaf], int]:
     def outcome(leaf: Leaf) -> int:
-        if leaf.confidence < required or classes[leaf.label] == PAYLOAD:
+        if leaf.confidence < required:
             return 0
         certain = leaf.bound is not None and leaf.bound >= required
         return leaf.label + 1 | (_CERTAIN if certain else 0)

@@ -20,11 +20,13 @@ from o2cc.lower.context import (
     CALL_FORBIDDEN,
     DENIED,
     FOREIGN_FREED,
+    HEAP_EXHAUSTED,
     REQUIREMENT_FAILED,
     Lowering,
     Unchecked,
 )
 from o2cc.lower.expressions import ABOUT, ARGUMENT_REGISTERS, Expressions, Place
+from o2cc.lower.heap import allocates, is_private
 from o2cc.policy import model
 from o2cc.policy.model import ViolationKind
 
@@ -290,8 +292,20 @@ def _after_check(
             effect.condition,
             lambda effect=effect, function=function: _emit_effect(expressions, effect, function),
         )
+    if is_private(lowering.policy) and allocates(gate.function):
+        _emit_exhausted(code, number, result, sp)
     code.decide(ir.Verdict.ALLOW)
     return code.finish()
+
+
+def _emit_exhausted(code: Builder, number: ir.Operand, result: ir.Operand, sp: ir.Operand) -> None:
+    """An allocation that the private heap could not serve is told, whatever the policy does on violations."""
+    nothing, done = code.label("nothing"), code.label("served")
+    code.branch(result, done, nothing)
+    code.start(nothing)
+    code.call("report", number, HEAP_EXHAUSTED | (ACTION_CODES[model.Action.REPORT] + 1) << 8, 0, 0, sp)
+    code.jump(done)
+    code.start(done)
 
 
 def _told_anew(gate: model.Gate, effect: AfterEffect) -> bool:

@@ -20,6 +20,7 @@ from o2cc.lower.constants import kernel_constants, merged
 from o2cc.lower.context import Lowering, Unchecked
 from o2cc.lower.entries import lower_entry, lower_indirect
 from o2cc.lower.gates import lower_calls
+from o2cc.lower.heap import PrivateHeap, library_part, own_memory_is_plain, private_heap
 from o2cc.lower.phases import transition_constants
 from o2cc.lower.places import layout_table, return_table, target_table
 from o2cc.lower.rules import (
@@ -37,7 +38,9 @@ from o2cc.policy.model import CheckedPolicy, PernetGrant
 if TYPE_CHECKING:
     from o2cc.trees.tree import IntegerTree
 
-LIBRARY = ("state", "address", "store", "report", "capability", "predicates", "audition", "hooks")
+_COMMON = ("state", "address", "store", "report", "capability", "predicates", "audition", "hooks")
+LIBRARY = (*_COMMON, "private_heap", "tracked_heap")
+"""All parts of the library; a module has the common ones and one of the last two."""
 
 # result: what a denied call returns, a signed number.
 _SITE_COLUMNS = (("scopes", 8), ("height", 2), ("result", 2), ("saved", 1), ("bp_slot", 1), ("action", 1))
@@ -45,13 +48,14 @@ _SITE_COLUMNS = (("scopes", 8), ("height", 2), ("result", 2), ("saved", 1), ("bp
 
 @dataclass(frozen=True)
 class Lowered:
-    """A module, what cannot be checked at all, what the engineer should know, and which modules' tables the loader
-    must look up."""
+    """A module, what cannot be checked at all, what the engineer should know, which modules' tables the loader must look
+    up, and the private heap if there is one."""
 
     module: ir.Module
     unchecked: tuple[Unchecked, ...]
     warnings: tuple[Diagnostic, ...]
     ops_targets: tuple[OpsTables, ...]
+    heap: PrivateHeap | None
 
 
 def lower(
@@ -106,9 +110,10 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
             "const(INSTANCES)": len(named),
             "const(KERNEL_TARGETS)": len(outside),
             "const(KERNEL_CALLBACKS)": len(policy.kernel_callbacks),
+            "const(PRIVATE_PLAIN)": int(own_memory_is_plain(policy)),
         },
     )
-    parts = [parse_library(library[name], constants) for name in LIBRARY]
+    parts = [parse_library(library[name], constants) for name in (*_COMMON, library_part(policy))]
     tables = (
         ir.Table("sites", _SITE_COLUMNS, tuple(lowering.rows), max(1, len(lowering.rows))),
         layout_table(description),
@@ -153,7 +158,13 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         hooks=tuple(h for part in parts for h in part.hooks),
         discharged=tuple(lowering.discharged),
     )
-    return Lowered(module, tuple(lowering.unchecked), _warnings(lowering, lost), tables_of_modules)
+    return Lowered(
+        module,
+        tuple(lowering.unchecked),
+        _warnings(lowering, lost),
+        tables_of_modules,
+        private_heap(lowering),
+    )
 
 
 def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ...]:

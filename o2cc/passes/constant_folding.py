@@ -55,7 +55,7 @@ class ConstantFolding(BodyPass):
     """Computes constants and simplifies expressions, to a fixed point."""
 
     def change(self, body: Body, module: ir.Module) -> tuple[ir.Block, ...]:
-        tables = {t.name: t for t in module.tables if not t.writable}
+        tables = {t.name: t for t in module.tables if not t.writable and not t.resizable}
         blocks = body.blocks
         while True:
             folder = _Folder(replace(body, blocks=blocks), tables)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +32,8 @@ def at_most_per_class(
     return kept, kept_labels
 
 
-def profile_rows(
+def write_profile(
+    path: Path,
     samples: Sequence[Sample],
     labels: Sequence[Label],
     *,
@@ -40,10 +41,13 @@ def profile_rows(
     boot: str,
     workload: str,
     layout: Layout,
-) -> list[dict[str, object]]:
-    """Rows of a profile, by the names of its columns."""
+) -> None:
+    """Write the file, whole or not at all.  Raises DiagnosticError (O2C0905)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     bounds = asdict(layout)
-    return [
+    rows = [
         {
             "kernel": kernel,
             "boot": boot,
@@ -60,13 +64,6 @@ def profile_rows(
         }
         for sample, label in zip(samples, labels, strict=True)
     ]
-
-
-def write_profile(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write the file, whole or not at all.  Raises DiagnosticError (O2C0905)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from o2cc.bpf.info import ObjectInfo, SiteInfo
+from o2cc.bpf.info import HeapInfo, ObjectInfo, SiteInfo
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir.nodes import SiteKind
 from o2cc.runtime import enforcer as kernel_module
+from o2cc.runtime import heap
 from o2cc.runtime.enforcer import Action, Enforcer, EnforcerError, OnMissed, Site, reason_text
 from o2cc.runtime.instructions import MAXIMUM_LENGTH, NotDeniable, Placed, enforced, observed
 from o2cc.runtime.kernel_text import KernelText
@@ -26,8 +27,8 @@ from o2cc.runtime.tables import initial_rows, table
 
 Progress = Callable[[str, int, int], None]
 
-NEEDS_MODULE = frozenset({"deny", "panic", "strict probes"})
-UNSUPPORTED = frozenset({"private heap", "private stack", "on missed deny", "on missed panic"})
+NEEDS_MODULE = frozenset({"deny", "panic", "strict probes", "private heap"})
+UNSUPPORTED = frozenset({"private stack", "on missed deny", "on missed panic"})
 _BATCH = 256
 _UNKNOWN_HEIGHT = 0xFFFF
 _UNKNOWN_RESULT = -errno.EFAULT & 0xFFFF
@@ -61,11 +62,23 @@ def needs_of(info: ObjectInfo) -> Needs:
 
 @dataclass(frozen=True)
 class Enforced:
-    """The outcome: how many sites deny, which only report, which are not checked at all."""
+    """The outcome: how many sites deny, which only report, which are not checked at all, and which calls do not go to the
+    private heap though they should."""
 
     denying: int
     observed: tuple[Failure, ...]
     failures: tuple[Failure, ...]
+    not_private: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeapRequest:
+    """A private heap to ask for: its owner shadow's id, the calls to redirect, and those that cannot be."""
+
+    info: HeapInfo
+    shadow: int
+    calls: tuple[heap.Redirected, ...]
+    lost: tuple[Failure, ...]
 
 
 def build_help() -> tuple[str, ...]:
@@ -78,16 +91,19 @@ def build_help() -> tuple[str, ...]:
     )
 
 
-def require_module(needs: Needs, device: Path = kernel_module.DEVICE) -> None:
+def require_module(needs: Needs, info: ObjectInfo, device: Path = kernel_module.DEVICE) -> None:
     """Raises DiagnosticError (O2C0830) when o2c.ko is needed and not there."""
     if needs.module and not kernel_module.available(device):
         asked = ", ".join(f"`{name}`" for name in sorted(needs.module))
+        place = () if info.heap is None else (f"`heap private` is at {info.heap.file}:{info.heap.line}",)
+        weaker = "" if info.heap is None else ", and the heap is tracked"
         raise DiagnosticError(
             error(
                 "O2C0830",
                 f"this policy says {asked}, which takes the kernel module o2c.ko, and it is not loaded",
-                notes=build_help(),
-                help="or accept by name that violations are not prevented: `--degrade report` or `--degrade kill`",
+                notes=(*place, *build_help()),
+                help=f"or accept by name that violations are not prevented{weaker}: `--degrade report` or "
+                "`--degrade kill`",
             )
         )
 
@@ -138,13 +154,21 @@ def describe(placed: Placed, program: int) -> tuple[Site, Failure | None]:
 
 
 def attach(
-    enforcer: Enforcer, placed: Sequence[Placed], programs: Mapping[str, Program], progress: Progress
+    enforcer: Enforcer,
+    placed: Sequence[Placed],
+    programs: Mapping[str, Program],
+    progress: Progress,
+    private: HeapRequest | None = None,
 ) -> Enforced:
-    """Attach every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch."""
+    """Attach every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch, or makes no heap."""
     indices = {
         name: enforcer.program(programs[name].descriptor)
         for name in sorted({item.site.program for item in placed})
     }
+    not_private: tuple[Failure, ...] = ()
+    if private is not None:
+        refused_calls = heap.attach(enforcer, private.info, private.shadow, private.calls)
+        not_private = (*private.lost, *refused_calls)
     only_observed: list[Failure] = []
     failures: list[Failure] = []
     denying = 0
@@ -168,7 +192,7 @@ def attach(
                 refused = reason_text(again.reason)
             failures.append(failure(item.site, f"refused: {refused} ({os.strerror(result.errno).lower()})"))
     progress("attach", len(placed), len(placed))
-    return Enforced(denying, tuple(only_observed), tuple(failures))
+    return Enforced(denying, tuple(only_observed), tuple(failures), not_private)
 
 
 def create(enforcer: Enforcer, info: ObjectInfo, needs: Needs) -> None:

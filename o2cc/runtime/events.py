@@ -17,8 +17,7 @@ KINDS: Mapping[int, str] = {
     5: "gate argument",
     6: "foreign free",
     7: "entry argument",
-    8: "audition disagrees at free",
-    9: "uncertain object",
+    8: "private heap exhausted",
 }
 
 CLASSES: Mapping[int, str] = {

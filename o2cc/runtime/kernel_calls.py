@@ -107,6 +107,11 @@ def _information(descriptor: int) -> bytes:
     return buffer.raw
 
 
+def map_id(descriptor: int) -> int:
+    """The id of a map (``bpf_map_info.id``).  Raises OSError."""
+    return int(struct.unpack_from("<I", _information(descriptor), 4)[0])
+
+
 def map_value_size(descriptor: int) -> int:
     """Bytes of a map's value (``bpf_map_info.value_size``).  Raises OSError."""
     return int(struct.unpack_from("<I", _information(descriptor), 12)[0])

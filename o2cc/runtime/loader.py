@@ -20,7 +20,7 @@ from pathlib import Path
 from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error
-from o2cc.runtime import enforcement, kernel_calls, phases, running_kernel, state
+from o2cc.runtime import enforcement, heap, kernel_calls, phases, running_kernel, state
 from o2cc.runtime.enforcer import Enforcer, EnforcerError
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
@@ -69,8 +69,8 @@ def verifier_diagnostic(problem: LoadError) -> DiagnosticError:
     )
 
 
-def plan(info: ObjectInfo, wanted: Callable[[SiteInfo], bool]) -> Plan:
-    """Where the probes of the wanted sites go.  Raises DiagnosticError (O2C0803) when addresses are hidden."""
+def _symbols_for(info: ObjectInfo) -> running_kernel.Symbols:
+    """The addresses of the running kernel.  Raises DiagnosticError (O2C0803) when they are hidden."""
     module = info.identity.get("target") if info.identity.get("kind") == "module" else None
     symbols = running_kernel.read_symbols(module)
     if symbols.addresses and not any(symbols.addresses.values()):
@@ -81,7 +81,7 @@ def plan(info: ObjectInfo, wanted: Callable[[SiteInfo], bool]) -> Plan:
                 help="run as root, with kernel.kptr_restrict below 2",
             )
         )
-    return make_plan(info, symbols, wanted)
+    return symbols
 
 
 def load(
@@ -112,7 +112,7 @@ def load(
         )
     enforce = bool(needs.module) and chosen.degrade is None
     if enforce:
-        enforcement.require_module(needs)
+        enforcement.require_module(needs, info)
     with state.locked(info.name):
         return _load(data, info, needs if enforce else None, chosen, progress)
 
@@ -124,15 +124,18 @@ def _load(
     options: LoadOptions,
     progress: Progress,
 ) -> state.State:
-    planned = plan(info, options.wanted)
+    symbols = _symbols_for(info)
+    planned = make_plan(info, symbols, options.wanted)
     if not planned.attachments:
         raise _nothing_attached(info.name, planned.failures)
+    private = info.heap if needs is not None else None
+    image = data if private is None else heap.resized(data, info, heap.page_frames())
     directory = _claim(info.name)
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
         undo.callback(_remove_pins, directory, silent)
         try:
-            with BpfObject(data) as loaded:
+            with BpfObject(image) as loaded:
                 progress("verify", 0, len(programs_wanted))
                 loaded.load(lambda name: name in programs_wanted)
                 progress("verify", len(programs_wanted), len(programs_wanted))
@@ -144,10 +147,15 @@ def _load(
                 for hook in info.hooks:
                     _attach_hook(hook, programs, directory / "links")
                 observed: tuple[state.Failure, ...] = ()
+                not_private: tuple[state.Failure, ...] = ()
                 if needs is not None:
                     undo.callback(enforcement.remove, info.name)
-                    outcome = _enforce(data, info, planned, programs, needs, options, progress)
+                    shadow = kernel_calls.map_id(loaded.maps()[heap.SHADOW_SECTION]) if private else 0
+                    outcome = _enforce(
+                        data, info, planned, programs, needs, options, progress, symbols, shadow
+                    )
                     observed, refused = outcome.observed, outcome.failures
+                    not_private = outcome.not_private
                 else:
                     refused = tuple(
                         _attach_sites(planned.attachments, programs, directory, progress, options.optimize)
@@ -169,7 +177,7 @@ def _load(
             loaded_at=time.time(),
             boot_id=state.boot_id(),
             attached=len(planned.attachments) - len(refused),
-            failures=(*planned.failures, *refused),
+            failures=(*planned.failures, *refused, *not_private),
             enforced=needs is not None,
             degraded=options.degrade,
             observed=observed,
@@ -188,10 +196,16 @@ def _enforce(
     needs: enforcement.Needs,
     options: LoadOptions,
     progress: Progress,
+    symbols: running_kernel.Symbols,
+    shadow: int,
 ) -> enforcement.Enforced:
+    private: enforcement.HeapRequest | None = None
     try:
         with KernelText() as text:
             placed = enforcement.place(data, info, planned.attachments, text)
+            if info.heap is not None:
+                calls, lost = heap.place(info.heap, symbols, text)
+                private = enforcement.HeapRequest(info.heap, shadow, calls, lost)
     except OSError:
         raise DiagnosticError(
             error(
@@ -205,8 +219,8 @@ def _enforce(
         with Enforcer() as enforcer:
             enforcement.create(enforcer, info, needs)
             with running_kernel.KprobeOptimizationOff(keep=_others_only_report(info.name)):
-                outcome = enforcement.attach(enforcer, placed, programs, progress)
-            gaps = (*outcome.observed, *outcome.failures, *planned.failures)
+                outcome = enforcement.attach(enforcer, placed, programs, progress, private)
+            gaps = (*outcome.observed, *outcome.failures, *planned.failures, *outcome.not_private)
             if gaps and not options.accept_gaps:
                 raise DiagnosticError(
                     error(

@@ -32,7 +32,7 @@ RUN = Path("/run/o2c")
 class Failure:
     """A site or hook without a probe, and why."""
 
-    site: int  # -1 for a hook
+    site: int  # -1 for a hook, and for a call of the private heap
     place: str
     reason: str
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from o2cc.bpf.info import MapInfo, ObjectInfo
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime import kernel_calls, libbpf, phases, state, tables
-from o2cc.runtime.enforcer import Enforcer, EnforcerError, SiteStats
+from o2cc.runtime.enforcer import Enforcer, EnforcerError, Kind, SiteStats
 from o2cc.runtime.plan import cookie_of
 
 _SHOWN = 20
@@ -60,6 +60,18 @@ class Missed:
 
 
 @dataclass(frozen=True)
+class PrivateHeap:
+    """The private heap.  ``used``: bytes in its slabs and pages, at most ``limit``; ``failures``: allocations that got
+    nothing, at the limit or because memory ran out; ``passed``: those that the kernel's own allocator served."""
+
+    limit: int
+    used: int
+    allocations: int
+    failures: int
+    passed: int
+
+
+@dataclass(frozen=True)
 class Status:
     """A compartment at one moment."""
 
@@ -85,6 +97,7 @@ class Status:
     tracked_objects: int
     problems: tuple[str, ...] = ()
     covered: int = 0  # sites that the check of another decides
+    heap: PrivateHeap | None = None
 
     def document(self) -> dict[str, object]:
         """For `--json`."""
@@ -152,8 +165,9 @@ def gather(name: str) -> Status:
         problems.append(f"{stray} runs of a program for a site that is not its own: this is a bug of o2cc")
     stats: dict[int, SiteStats] = {}
     denying: int | None = None
+    heap: PrivateHeap | None = None
     if saved.enforced:
-        stats, denying, missed = _enforced(info, problems)
+        stats, denying, missed, heap = _enforced(info, problems)
     elif len(links) < saved.attached:
         problems.append(f"{saved.attached - len(links)} probes were removed from outside since loading")
     phase = phases.phase_of(words, time.monotonic_ns())
@@ -179,18 +193,25 @@ def gather(name: str) -> Status:
         untracked=objects,
         tracked_objects=tracked,
         problems=tuple(problems),
+        heap=heap,
     )
 
 
-def _enforced(info: ObjectInfo, problems: list[str]) -> tuple[dict[int, SiteStats], int | None, Missed]:
-    """What o2c.ko counts, by site number."""
+def _enforced(
+    info: ObjectInfo, problems: list[str]
+) -> tuple[dict[int, SiteStats], int | None, Missed, PrivateHeap | None]:
+    """What o2c.ko counts, by site number, and of the private heap."""
+    heap: PrivateHeap | None = None
     try:
         with Enforcer() as enforcer:
             enforcer.open(info.name)
             whole, listed = enforcer.info(), enforcer.stats()
+            if info.heap is not None:
+                told = enforcer.heap_stats()
+                heap = PrivateHeap(info.heap.limit, told.bytes, told.allocations, told.failures, told.passed)
     except EnforcerError as problem:
         problems.append(f"o2c.ko does not have this compartment, nothing is enforced: {problem}")
-        return {}, None, Missed(None, None)
+        return {}, None, Missed(None, None), None
     if whole.errors:
         problems.append(f"{whole.errors} verdicts that are none: this is a bug of o2cc")
     if whole.kills_lost:
@@ -198,9 +219,9 @@ def _enforced(info: ObjectInfo, problems: list[str]) -> tuple[dict[int, SiteStat
             f"{whole.kills_lost} times the task could not be killed (interrupt, kernel thread): denied only"
         )
     by_cookie = {cookie_of(site): site.number for site in info.sites}
-    denying = whole.skip + whole.poison
+    denying = whole.skip + whole.poison - sum(item.kind is Kind.HEAP for item in listed)
     found = {by_cookie[item.cookie]: item for item in listed if item.cookie in by_cookie}
-    return found, denying, Missed(None, whole.missed)
+    return found, denying, Missed(None, whole.missed), heap
 
 
 def _missed_of_links(links: Sequence[Path]) -> Missed:
@@ -297,6 +318,8 @@ def lines(status: Status, *, every: bool = False) -> Iterator[str]:
     sites = _count(status.sites, "site")
     yield f"  attached    {status.attached} of {sites}{denying}{covered}; {_count(status.hooks, 'hook')}"
     yield f"  tracked     {_count(status.tracked_objects, 'object')}"
+    if status.heap is not None:
+        yield f"  heap        {_heap(status.heap)}"
     yield f"  missed      {_missed(status.missed)}"
     if status.lost_events:
         yield f"  lost        {_count(status.lost_events, 'event')}: the event buffer was full (`o2c monitor` empties it)"
@@ -348,6 +371,14 @@ def _counter(counter: SiteCounter) -> str:
     if counter.policy:
         text += f" [{counter.policy}]"
     return text
+
+
+def _heap(heap: PrivateHeap) -> str:
+    text = (
+        f"{heap.used >> 10} of {heap.limit >> 10} KiB in use, {_count(heap.allocations, 'allocation')}, "
+        f"{heap.failures} failed"
+    )
+    return text + (f", {heap.passed} left to the kernel's own allocator" if heap.passed else "")
 
 
 def _missed(missed: Missed) -> str:

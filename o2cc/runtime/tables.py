@@ -13,6 +13,7 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from o2cc.bpf.info import ObjectInfo, TableInfo
+from o2cc.bpf.layout import rows_name
 from o2cc.runtime import kernel_calls
 
 Row = Mapping[str, int]
@@ -72,12 +73,18 @@ class LiveTables:
         self._sections[layout.section][start : start + size] = value.to_bytes(size, "little")
 
 
+def _resized(info: ObjectInfo) -> set[str]:
+    """Sections of resizable tables: the kernel's own, and libbpf makes no mappable map of what BTF does not describe."""
+    names = {item.name for item in info.tables}
+    return {item.section for item in info.tables if rows_name(item.name) in names}
+
+
 @contextmanager
 def live(info: ObjectInfo, maps: Path) -> Iterator[LiveTables]:
     """The live tables of a compartment whose maps are pinned in a directory.  Raises OSError."""
     sections: dict[str, mmap.mmap] = {}
     try:
-        for section in sorted({item.section for item in info.tables} - {".rodata"}):
+        for section in sorted({item.section for item in info.tables} - {".rodata"} - _resized(info)):
             descriptor = kernel_calls.get_pinned(maps / section.replace(".", "_"))
             try:
                 size = kernel_calls.map_value_size(descriptor)

@@ -16,9 +16,10 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.ir.interpreter import Outcome
 from o2cc.kernel.description import Description
-from o2cc.lower.context import UNCERTAIN_TOUCHED, UNTRACKED_TOUCHED
+from o2cc.lower.context import UNTRACKED_TOUCHED
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.lower.gates import FLAG_OWN, FLAG_TYPED, emit_gain
+from o2cc.lower.heap import allocates
 from o2cc.lower.rules import number_types
 from o2cc.policy import model, steps
 from o2cc.policy.model import CheckedPolicy
@@ -148,6 +149,8 @@ class _Run:
         state = steps.ObjectState
         if step.state is state.USER:
             address = self.world.user_memory(step.size)
+        elif step.state in (state.OWNED, state.FREED):
+            address = self.world.own_object(step.size)
         else:
             address = self.world.slab_object(step.size)
         self.objects[step.name] = address
@@ -187,7 +190,9 @@ class _Run:
                 self.world.interpreter.run_hook("o2c_kfree", arguments=(0, pointer))
         result = 0
         if step.result is not None:
-            result = self.world.slab_object(self._result_size(gate))
+            size = self._result_size(gate)
+            private = allocates(step.callee)
+            result = self.world.own_object(size) if private else self.world.slab_object(size)
             self.objects[step.result] = result
         behind = self._find(lambda s: s.note == f"result of {step.callee}")
         if behind is not None:
@@ -232,7 +237,7 @@ class _Run:
         if not kinds:
             self.verdict = "allow"
         else:
-            self.verdict = "audition" if kinds[-1] in (UNTRACKED_TOUCHED, UNCERTAIN_TOUCHED) else "deny"
+            self.verdict = "audition" if kinds[-1] == UNTRACKED_TOUCHED else "deny"
 
     def _registers(self, arguments: Iterable[model.TestValue]) -> dict[str, int]:
         values = [self._value(argument) for argument in arguments]

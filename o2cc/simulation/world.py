@@ -25,6 +25,13 @@ KERNEL_IMAGE = 0xFFFF_FFFF_8100_0000
 MODULE_AREA = 0xFFFF_FFFF_C000_0000
 USER = 0x7F00_0000_0000
 
+# The private heap as bpf_runtime/module/heap.c lays it out, and the table that says so (lower/library/private_heap.ir).
+PRIVATE = "owner"
+WHOLE_PAGE = 1
+SMALLEST_SLOT = 4  # log2 of bytes
+FREE_POINTER = 8  # bytes at the end of each slot
+LARGEST_SLAB_OBJECT = 8192
+
 _SYMBOL_STRIDE = 0x1_0000  # room behind each symbol for the object that it names
 _SECTION_STRIDE = 0x100_0000
 _CACHES = PAGE_OFFSET + (1 << 38)  # kmem_cache structs and names, apart from the objects
@@ -84,9 +91,42 @@ class World:
         own = self.description.symbol_by_name.get(name)
         return self.sections[own.section] + own.offset if own is not None else self.symbol(name)
 
-    def slab_object(self, size: int, cache: str = "kmalloc") -> int:
-        """A new object of ``size`` bytes, alone in its slab."""
-        pages = max(1, -(-size // PAGE))
+    def own_object(self, size: int) -> int:
+        """A new object of ``size`` bytes as an allocation of the compartment gives it: from its private heap, if it has
+        one."""
+        return self.private_object(size) if PRIVATE in self.machine.tables else self.slab_object(size)
+
+    def private_object(self, size: int) -> int:
+        """A new object of ``size`` bytes in the private heap, as o2c.ko places it: in a slot of a slab up to
+        LARGEST_SLAB_OBJECT bytes, else in pages of its own."""
+        if size > LARGEST_SLAB_OBJECT:
+            return self._private_pages(-(-size // PAGE))
+        log = max(SMALLEST_SLOT, (size + FREE_POINTER - 1).bit_length())
+        slot = 1 << log
+        pages = max(1, slot // PAGE)
+        self._next_page = -(-self._next_page // pages) * pages
+        address = self.slab_object(slot - FREE_POINTER, f"o2c-1-{slot}", slot)
+        self._mark(address, pages, WHOLE_PAGE + log)
+        return address
+
+    def _private_pages(self, count: int) -> int:
+        address = PAGE_OFFSET + self._next_page * PAGE
+        for number in range(self._next_page, self._next_page + count):
+            head = VMEMMAP + number * self._constants["size(struct page)"]
+            for offset in range(0, self._constants["size(struct page)"], 8):
+                self.machine.memory.write_word(head + offset, 0)
+        self._next_page += count + 1
+        self._mark(address, count, WHOLE_PAGE)
+        return address
+
+    def _mark(self, address: int, pages: int, value: int) -> None:
+        first = (address - PAGE_OFFSET) // PAGE
+        for frame in range(first, first + pages):
+            self.machine.tables[PRIVATE].store(frame, "slot", value)
+
+    def slab_object(self, size: int, cache: str = "kmalloc", slot: int | None = None) -> int:
+        """A new object of ``size`` bytes, alone in its slab, whose objects are ``slot`` bytes apart."""
+        pages = max(1, -(-(slot or size) // PAGE))
         number = self._next_page
         self._next_page += pages + 1
         head = VMEMMAP + number * self._constants["size(struct page)"]
@@ -97,16 +137,18 @@ class World:
         memory.write_word(head + offset, value, width)
         for tail in range(1, pages):
             memory.write_word(head + tail * self._constants["size(struct page)"] + link, head | 1)
-        memory.write_word(head + self._constants["offset(slab.slab_cache)"], self._cache(size, cache))
+        memory.write_word(
+            head + self._constants["offset(slab.slab_cache)"], self._cache(size, cache, slot or max(8, size))
+        )
         return PAGE_OFFSET + number * PAGE
 
-    def _cache(self, size: int, name: str) -> int:
+    def _cache(self, size: int, name: str, slot: int) -> int:
         base = _CACHES + self._next_cache * PAGE
         self._next_cache += 1
         constants, memory = self._constants, self.machine.memory
         memory.write_word(base + constants["offset(kmem_cache.flags)"], 0, 4)
         memory.write_word(base + constants["offset(kmem_cache.red_left_pad)"], 0, 4)
-        memory.write_word(base + constants["offset(kmem_cache.size)"], max(8, size), 4)
+        memory.write_word(base + constants["offset(kmem_cache.size)"], slot, 4)
         memory.write_word(base + constants["offset(kmem_cache.object_size)"], size, 4)
         memory.write_word(base + constants["offset(kmem_cache.refcount)"], 1, 4)
         memory.write_word(base + constants["offset(kmem_cache.name)"], base + PAGE // 2)

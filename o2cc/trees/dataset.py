@@ -8,7 +8,7 @@ Columns (see `schema`): one row is one object at one moment.
     workload     what was running
     label        type of the object, or the site that allocated it
     evidence     how the label is known: `payload`, `cache`, `debug`, `flow`, ... (docs/profiles.md)
-    moment       `alloc`, `live` (in the middle of its life), `access` (by the compartment) or `free`
+    moment       `alloc`, `access` or `free`
     address      of the object
     size         in bytes
     cache        name of the slab cache
@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.trees.features import LAYOUT_FIELDS, Objects, extract, feature_set
-from o2cc.trees.tree import FeatureKind
 
-MOMENTS = ("alloc", "live", "access", "free")
+MOMENTS = ("alloc", "access", "free")
 TEXT_COLUMNS = ("kernel", "boot", "workload", "label", "evidence", "moment", "cache")
 NUMBER_COLUMNS = ("address", "size", "cache_flags")
 GENERAL_CACHE_PREFIXES = ("kmalloc-", "dma-kmalloc-")
@@ -134,7 +133,7 @@ def profile_from_table(table: Any, path: str) -> Profile:
     texts = {name: np.array(table.column(name).to_pylist(), dtype=object) for name in TEXT_COLUMNS}
     wrong = sorted(set(texts["moment"]) - set(MOMENTS))
     if wrong:
-        raise _broken(f"a sample's moment is `{wrong[0]}`, moments are alloc, live, access and free", path)
+        raise _broken(f"a sample's moment is `{wrong[0]}`, moments are alloc, access and free", path)
     numbers = {name: np.asarray(table.column(name).to_numpy(), dtype=np.uint64) for name in NUMBER_COLUMNS}
     if (numbers["size"] == 0).any():
         raise _broken("a sample's object has no bytes", path)
@@ -150,9 +149,6 @@ def profile_from_table(table: Any, path: str) -> Profile:
     words[present] = flat
     cut = lengths[lengths < whole_words]
     layout_column = table.column("layout").combine_chunks()
-    unknown = [name for name in LAYOUT_FIELDS if layout_column.field(name).null_count]
-    if unknown:
-        raise _broken(f"the layout lacks `{unknown[0]}`", path, "record the profile again with this o2c")
     layout = np.stack(
         [layout_column.field(name).to_numpy(zero_copy_only=False) for name in LAYOUT_FIELDS], axis=1
     )
@@ -165,15 +161,10 @@ def profile_from_table(table: Any, path: str) -> Profile:
 def without_near_duplicates(profile: Profile) -> Profile:
     """One sample of each set that differs in nothing but addresses and other raw values.
 
-    Samples are near duplicates when their label, moment, kernel, boot, workload, size, and the classes and offsets of all
-    words are equal, counters and flags apart: they teach little, and they would make intervals too narrow.
+    Samples are near duplicates when their label, moment, kernel, boot, workload and all boot-invariant
+    features are equal: they teach nothing new, and they would make intervals too narrow.
     """
-    shape = tuple(
-        feature
-        for feature in feature_set("classes", profile.words_known)
-        if feature.kind not in (FeatureKind.LOW, FeatureKind.HIGH)
-    )
-    features = extract(shape, profile.objects)
+    features = extract(feature_set("classes", profile.words_known), profile.objects)
     groups = [
         np.unique(getattr(profile, n).astype(str), return_inverse=True)[1]
         for n in TEXT_COLUMNS

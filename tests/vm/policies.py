@@ -33,6 +33,7 @@ SCTP_DENY_OBJECT = "sctp-deny.shape.bpf.o"
 SCTP_QUIET = 8
 """Seconds without a touch of an old object after which the transition of the SCTP policy that denies ends."""
 _REPORT = "on violation report"
+_TRACKED, _PRIVATE = "heap tracked", "heap private 1 MiB"
 _AUDITION = """transition { until quiescent, at most 60 s }
     audition "victim.tree.json" at access, free {
         require confidence >= 0.9
@@ -43,6 +44,8 @@ _AUDITION = """transition { until quiescent, at most 60 s }
 VARIANTS: Mapping[str, str] = {
     "report": _REPORT,
     "deny": "on violation deny",
+    "private": "on violation deny",
+    "private-transition": "transition { until quiescent, at most 60 s }\n    on violation deny",
     "strict": "probes strict\n    on violation deny",
     "kill": "on violation kill",
     "missed-kill": "on missed kill\n    on violation deny",
@@ -63,7 +66,9 @@ def variant_text(variant: str) -> str:
     """The victim's policy with another rule of what a violation leads to; its lines stay where they are before it."""
     text = POLICY.read_text(encoding="utf-8")
     assert text.count(_REPORT) == 1
-    return text.replace(_REPORT, VARIANTS[variant])
+    assert text.count(_TRACKED) == 1
+    text = text.replace(_REPORT, VARIANTS[variant])
+    return text.replace(_TRACKED, _PRIVATE) if variant.startswith("private") else text
 
 
 def guest_object(variant: str, layout: Layout = Layout.SHAPE) -> Path:

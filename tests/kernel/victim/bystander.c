@@ -21,6 +21,7 @@ static struct dentry *directory;
 static struct kmem_cache *sacrifices;
 static void *sacrifice;
 static bool sacrifice_freed;
+static u8 *reused;		/* memory that the victim had freed */
 static u32 secret_calls;
 static u32 updates;
 
@@ -37,6 +38,27 @@ void *bystander_sacrifice(void)
 	return sacrifice;
 }
 EXPORT_SYMBOL_GPL(bystander_sacrifice);
+
+#define TAKEN 64
+
+void bystander_take(void *freed, size_t size)
+{
+	void *taken[TAKEN];
+	int i, count = 0;
+
+	while (count < TAKEN && !reused) {
+		taken[count] = kmalloc(size, GFP_KERNEL);
+		if (taken[count] == freed)
+			reused = taken[count];
+		count++;
+	}
+	for (i = 0; i < count; i++)
+		if (taken[i] != reused)
+			kfree(taken[i]);
+	if (reused)
+		memset(reused, FOREIGN_BYTE, sizeof(u64));
+}
+EXPORT_SYMBOL_GPL(bystander_take);
 
 struct bystander_shared *bystander_get_shared(void)
 {
@@ -95,6 +117,8 @@ static bool was_freed(void)
 static ssize_t reset_write(struct file *file, const char __user *buffer, size_t count, loff_t *position)
 {
 	memset(foreign, FOREIGN_BYTE, FOREIGN_SIZE);
+	kfree(reused);
+	reused = NULL;
 	memset(shared, 0, sizeof(*shared));
 	memset(other, 0, sizeof(*other));
 	was_freed();
@@ -116,6 +140,8 @@ static ssize_t state_read(struct file *file, char __user *buffer, size_t count, 
 
 	for (i = 0; i < FOREIGN_SIZE; i++)
 		changed += foreign[i] != FOREIGN_BYTE;
+	for (i = 0; reused && i < sizeof(u64); i++)
+		changed += reused[i] != FOREIGN_BYTE;
 	length = scnprintf(text, sizeof(text),
 			   "foreign=%d granted=%llu forbidden=%llu other=%llu list=%d secret=%u updates=%u freed=%d\n",
 			   changed, shared->granted, shared->forbidden, other->words[0],
@@ -130,6 +156,7 @@ static const struct file_operations state_operations = { .owner = THIS_MODULE, .
 static void release(void)
 {
 	kfree(foreign);
+	kfree(reused);
 	kfree(shared);
 	kfree(other);
 	kfree(head);

@@ -23,6 +23,9 @@ void *bystander_foreign(void);
 
 /* Another foreign object, for attacks that free what is not theirs: the bystander notices and lives on. */
 void *bystander_sacrifice(void);
+/* Takes memory for objects of that size until it gets the one at `freed`, or has tried often; it then keeps what is at
+ * the foreign memory there: what changes in it counts as changed. */
+void bystander_take(void *freed, size_t size);
 struct bystander_shared *bystander_get_shared(void);
 struct bystander_other *bystander_get_other(void);
 struct list_head *bystander_list_head(void);

@@ -22,6 +22,14 @@ struct victim_object {
 	void (*action)(void);
 };
 
+/* Of a cache of its own; freed by RCU. */
+struct victim_node {
+	u64 words[4];
+	struct rcu_head rcu;
+};
+
+static struct kmem_cache *nodes;
+static struct victim_node *kept;
 static struct victim_object *old_object;
 static void *old_foreign;
 static u32 actions;
@@ -197,6 +205,99 @@ static int use_after_free(void)
 	return 0;
 }
 
+static int stale_neighbour(void)
+{
+	struct victim_object *object = kzalloc(sizeof(*object), GFP_KERNEL);
+
+	if (!object)
+		return -ENOMEM;
+	free_object(object);
+	bystander_take(object, sizeof(*object));
+	/* not what SLUB may keep in a free object, should nobody have taken it */
+	store_word(&object->words[0], 1);
+	return 0;
+}
+
+static noinline void fill_bytes(u64 *words, size_t count)
+{
+	size_t i;
+
+	for (i = 0; i < count; i++)
+		WRITE_ONCE(words[i], i);
+}
+
+static int use_allocators(void)
+{
+	struct victim_node *node = kmem_cache_alloc(nodes, GFP_KERNEL);
+	struct victim_node *other = kmem_cache_zalloc(nodes, GFP_KERNEL);
+	u64 *array = kmalloc(64, GFP_KERNEL), *larger, *copy, *large, *either, *page;
+	int result = -ENOMEM;
+
+	larger = array ? krealloc(array, 600, GFP_KERNEL) : NULL;
+	copy = larger ? kmemdup(larger, 64, GFP_KERNEL) : NULL;
+	large = kmalloc(20000, GFP_KERNEL);
+	either = kvmalloc(3000, GFP_KERNEL);
+	page = (u64 *)__get_free_page(GFP_KERNEL);
+	if (node && other && copy && large && either && page) {
+		fill_bytes(node->words, ARRAY_SIZE(node->words));
+		fill_bytes(other->words, ARRAY_SIZE(other->words));
+		fill_bytes(larger, 600 / 8);
+		fill_bytes(copy, 64 / 8);
+		fill_bytes(large, 20000 / 8);
+		fill_bytes(either, 3000 / 8);
+		fill_bytes(page, PAGE_SIZE / 8);
+		result = 0;
+	}
+	free_page((unsigned long)page);
+	kvfree(either);
+	kfree(large);
+	kfree(copy);
+	kfree(larger ?: array);
+	if (node)
+		kmem_cache_free(nodes, node);
+	if (other)
+		kfree_rcu(other, rcu);
+	return result;
+}
+
+static int fill_heap(void)
+{
+	void **first = NULL, **object;
+	int count = 0;
+
+	while (count < 4096) {
+		object = kmalloc(1000, GFP_KERNEL);
+		if (!object)
+			break;
+		store_word((u64 *)object, (u64)first);
+		first = object;
+		count++;
+	}
+	while (first) {
+		object = *first;
+		free_object(first);
+		first = object;
+	}
+	return count;
+}
+
+static int keep(unsigned int command)
+{
+	if (command == VICTIM_KEEP && !kept) {
+		kept = kmem_cache_zalloc(nodes, GFP_KERNEL);
+		return kept ? 0 : -ENOMEM;
+	}
+	if (!kept)
+		return -ENOENT;
+	if (command == VICTIM_USE_KEPT) {
+		store_word(&kept->words[0], 1);
+		return kept->words[0];
+	}
+	kfree_rcu(kept, rcu);
+	kept = NULL;
+	return 0;
+}
+
 static int attack(unsigned int command, struct victim_object *object)
 {
 	u64 *foreign = bystander_foreign();
@@ -261,6 +362,16 @@ static int attack(unsigned int command, struct victim_object *object)
 	case VICTIM_OLD_FOREIGN:
 		store_word(old_foreign, 1);
 		return 0;
+	case VICTIM_STALE_NEIGHBOUR:
+		return stale_neighbour();
+	case VICTIM_ALLOCATORS:
+		return use_allocators();
+	case VICTIM_FILL:
+		return fill_heap();
+	case VICTIM_KEEP:
+	case VICTIM_USE_KEPT:
+	case VICTIM_RELEASE:
+		return keep(command);
 	default:
 		return -ENOTTY;
 	}
@@ -296,14 +407,21 @@ static int __init victim_init(void)
 {
 	int result;
 
-	old_object = kzalloc(sizeof(*old_object), GFP_KERNEL);
-	if (!old_object)
+	nodes = KMEM_CACHE(victim_node, 0);
+	if (!nodes)
 		return -ENOMEM;
+	old_object = kzalloc(sizeof(*old_object), GFP_KERNEL);
+	if (!old_object) {
+		kmem_cache_destroy(nodes);
+		return -ENOMEM;
+	}
 	old_foreign = bystander_get_other();
 	timer_setup(&victim_timer, own_timer, 0);
 	result = misc_register(&victim_device);
-	if (result)
+	if (result) {
 		kfree(old_object);
+		kmem_cache_destroy(nodes);
+	}
 	return result;
 }
 
@@ -312,6 +430,10 @@ static void __exit victim_exit(void)
 	misc_deregister(&victim_device);
 	del_timer_sync(&victim_timer);
 	kfree(old_object);
+	if (kept)
+		kmem_cache_free(nodes, kept);
+	rcu_barrier();
+	kmem_cache_destroy(nodes);
 }
 
 module_init(victim_init);

@@ -36,4 +36,15 @@
 #define VICTIM_OLD_OBJECT       _IO('V', 18)
 #define VICTIM_OLD_FOREIGN      _IO('V', 19)
 
+/* Write through a pointer to a freed object whose memory the bystander has got meanwhile, if it can. */
+#define VICTIM_STALE_NEIGHBOUR  _IO('V', 20)
+/* Proper use of every way to allocate and to free: a cache of its own, RCU, copies, large memory, whole pages. */
+#define VICTIM_ALLOCATORS       _IO('V', 21)
+/* Allocate until nothing is left, at most 4096 objects of 1000 bytes; free them; how many there were. */
+#define VICTIM_FILL             _IO('V', 22)
+/* Keep an object of its own cache; write to it; have it freed by RCU. */
+#define VICTIM_KEEP             _IO('V', 23)
+#define VICTIM_USE_KEPT         _IO('V', 24)
+#define VICTIM_RELEASE          _IO('V', 25)
+
 #endif

@@ -31,7 +31,6 @@ OWN, HELD, TYPED, LENT = 1, 2, 4, 16
 
 TRANSITION, FINAL = 1, 2
 STORE_DENIED, AUDITIONED, INDIRECT_DENIED, FORBIDDEN, REQUIREMENT, FOREIGN_FREE, ENTRY_REFUSED = range(1, 8)
-DISAGREES, UNCERTAIN = 8, 9
 
 
 @cache
@@ -52,10 +51,11 @@ def policy_text(
     violation: str = "report",
     calls: str = CALLS,
     targets: str = "icall self",
+    heap: str = "heap tracked",
 ) -> str:
     """A policy for sctp with these rules, and what every policy needs."""
     return (
-        f'use std.linux\nuse std.net\n{before}\ncompartment sctp {{\n    code modules "sctp"\n    heap tracked\n'
+        f'use std.linux\nuse std.net\n{before}\ncompartment sctp {{\n    code modules "sctp"\n    {heap}\n'
         f"    {calls}\n    {targets}\n{rules}\n"
         f"    on violation {violation}\n}}\n{after}\n"
     )
@@ -140,8 +140,7 @@ class Confined:
         self.world.machine.now += 2 * SECOND
         number = self.site(function).number
         outcome = self.world.interpreter.run_function("check_store", address, size, number, STACK_POINTER, 0)
-        names = {(): "allow", (STORE_DENIED,): "deny", (AUDITIONED,): "audition", (UNCERTAIN,): "uncertain"}
-        return names[tuple(self.kinds(outcome))]
+        return {(): "allow", (STORE_DENIED,): "deny", (AUDITIONED,): "audition"}[tuple(self.kinds(outcome))]
 
     def object(self, size: int, flags: int = 0, struct: str | None = None, cache: str = "kmalloc-64") -> int:
         """A slab object, recorded with these flags (0: not at all) and the types of ``struct``."""

@@ -12,7 +12,7 @@ from o2cc.profile.candidates import TypeFacts
 from o2cc.profile.labels import Label, Labeller, TextSymbols, share
 from o2cc.profile.samples import RECORD, Sample, decode
 from o2cc.profile.site_types import Site, SiteTable, bundled_sites
-from o2cc.profile.write import at_most_per_class, profile_rows, write_profile
+from o2cc.profile.write import at_most_per_class, write_profile
 from o2cc.trees.dataset import read_profiles
 from o2cc.trees.features import Layout
 
@@ -181,9 +181,10 @@ def test_the_share_of_what_has_a_type() -> None:
 
 def test_a_profile_is_what_training_reads(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    layout = Layout(*range(17))
+    layout = Layout(*range(11))
     samples = [replace(KMALLOC, words=tuple(range(8))), replace(KMALLOC, moment="access")]
-    rows = profile_rows(
+    write_profile(
+        path,
         samples,
         [Label("thing", "result")] * 2,
         kernel="6.1.0",
@@ -191,10 +192,9 @@ def test_a_profile_is_what_training_reads(tmp_path: Path) -> None:
         workload="w",
         layout=layout,
     )
-    write_profile(path, rows)
     profile = read_profiles([path])
     assert list(profile.label) == ["thing", "thing"]
     assert list(profile.evidence) == ["result", "result"]
     assert list(profile.moment) == ["free", "access"]
     assert profile.objects.words[0].tolist() == list(range(8))
-    assert profile.objects.layout[0].tolist() == list(range(17))
+    assert profile.objects.layout[0].tolist() == list(range(11))

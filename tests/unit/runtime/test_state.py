@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from o2cc.bpf.info import HeapInfo
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import loader, running_kernel, state
 from o2cc.runtime.enforcement import Needs, needs_of, require_module
@@ -142,16 +144,19 @@ def test_needs_come_from_the_identity(tmp_path: Path) -> None:
     assert needs_of(info()) == Needs(frozenset(), False)
     for action in ("deny", "panic"):  # a check that did not run has nothing to deny any more
         assert needs_of(info(on_missed=action)).missing == {f"on missed {action}"}
-    needs = needs_of(info(needs="deny,private heap", on_missed="kill"))
-    assert needs.module == {"deny", "on missed kill"}
-    assert needs.missing == {"private heap"}
-    require_module(needs_of(info()), tmp_path / "nothing")
+    needs = needs_of(info(needs="deny,private heap,private stack", on_missed="kill"))
+    assert needs.module == {"deny", "private heap", "on missed kill"}
+    assert needs.missing == {"private stack"}
+    require_module(needs_of(info()), info(), tmp_path / "nothing")
+    heap = HeapInfo(1 << 20, 72, 8, "sctp.o2c", 12, ())
     with pytest.raises(DiagnosticError) as refusal:
-        require_module(needs, tmp_path / "nothing")
+        require_module(needs, replace(info(), heap=heap), tmp_path / "nothing")
     (diagnostic,) = refusal.value.diagnostics
     assert diagnostic.code == "O2C0830"
     assert any("make -C bpf_runtime/module" in note for note in diagnostic.notes)
     assert any("dkms install" in note for note in diagnostic.notes)
+    assert "`heap private` is at sctp.o2c:12" in diagnostic.notes
+    assert "the heap is tracked: `--degrade report`" in (diagnostic.help or "")
     assert "--degrade" in (diagnostic.help or "")
 
 
