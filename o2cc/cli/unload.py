@@ -17,11 +17,23 @@ from o2cc.runtime import loader, state
 @diagnostic_command
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="Every policy, and what killed loaders left behind.")
+@click.option("--force", is_flag=True, help="Do not wait for objects in a private heap.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=loader.DRAIN_PATIENCE,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for the last object of a private heap.",
+)
 @click.option("--json", "json_form", is_flag=True, help="Print the result as JSON.")
-def unload(reporter: Reporter, name: str | None, every: bool, json_form: bool) -> None:
+def unload(
+    reporter: Reporter, name: str | None, every: bool, force: bool, wait: float, json_form: bool
+) -> None:
     """Remove the policy NAME (needless when only one is loaded): every probe, map and pin of it.
 
-    Also cleans up what a loader left behind that was killed.
+    A private heap is drained first: while objects in it are in use, the policy stays in force. Also cleans up what a
+    loader left behind that was killed.
     """
     if every and name is not None:
         raise click.UsageError("NAME and --all exclude each other")
@@ -30,7 +42,7 @@ def unload(reporter: Reporter, name: str | None, every: bool, json_form: bool) -
     with ProgressBar(enabled=not json_form) as progress:
         for one in names:
             try:
-                done[one] = loader.unload(one, progress)
+                done[one] = loader.unload(one, progress, force=force, patience=wait)
             except DiagnosticError as problem:
                 reporter.extend(problem.diagnostics)
     if json_form:

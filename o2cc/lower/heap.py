@@ -27,13 +27,20 @@ class HeapOperation(StrEnum):
     FREE_CACHE = "free_cache"
     REALLOC = "realloc"
     DUPLICATE = "duplicate"
+    KVALLOC = "kvalloc"
+    PAGES = "pages"  # gives a struct page
+    PAGES_ADDRESS = "pages_address"
+    ZEROED_PAGE = "zeroed_page"
+    BULK_ALLOC = "bulk_alloc"
+    BULK_FREE = "bulk_free"
 
 
 _SIZES = frozenset({"size", "new_size", "len"})
+_ORDERS = frozenset({"order"})
 _FLAGS = frozenset({"flags", "gfp", "gfpflags", "gfp_flags", "gfp_mask"})
 
 # include/linux/slab.h and mm/util.c of 6.1 and 6.12, which adds `_noprof`.  What is not here keeps the kernel's allocator:
-# functions that allocate inside (kstrdup, memdup_user, sock_kmalloc), whole pages, per-CPU memory.
+# functions that allocate inside (kstrdup, memdup_user, sock_kmalloc), vmalloc, per-CPU memory.
 _FUNCTIONS: Mapping[str, HeapOperation] = {
     "__kmalloc": HeapOperation.ALLOC,
     "__kmalloc_node": HeapOperation.ALLOC,
@@ -42,21 +49,32 @@ _FUNCTIONS: Mapping[str, HeapOperation] = {
     "kmalloc_node_trace": HeapOperation.ALLOC,
     "__kmalloc_cache": HeapOperation.ALLOC,
     "__kmalloc_cache_node": HeapOperation.ALLOC,
-    "kvmalloc_node": HeapOperation.ALLOC,
-    "__kvmalloc_node": HeapOperation.ALLOC,
+    "kvmalloc_node": HeapOperation.KVALLOC,
+    "__kvmalloc_node": HeapOperation.KVALLOC,
     "kmem_cache_alloc": HeapOperation.ALLOC_CACHE,
     "kmem_cache_alloc_lru": HeapOperation.ALLOC_CACHE,
     "kmem_cache_alloc_node": HeapOperation.ALLOC_CACHE,
     "kmem_cache_free": HeapOperation.FREE_CACHE,
     "krealloc": HeapOperation.REALLOC,
     "kmemdup": HeapOperation.DUPLICATE,
+    "alloc_pages": HeapOperation.PAGES,
+    "__alloc_pages": HeapOperation.PAGES,
+    "__get_free_pages": HeapOperation.PAGES_ADDRESS,
+    "get_free_pages": HeapOperation.PAGES_ADDRESS,
+    "get_zeroed_page": HeapOperation.ZEROED_PAGE,
+    "kmem_cache_alloc_bulk": HeapOperation.BULK_ALLOC,
+    "kmem_cache_free_bulk": HeapOperation.BULK_FREE,
 }
+_FREES = frozenset({HeapOperation.FREE_CACHE, HeapOperation.BULK_FREE})
+_OF_CACHE = frozenset({HeapOperation.ALLOC_CACHE, HeapOperation.BULK_ALLOC})
+_OF_PAGES = frozenset({HeapOperation.PAGES, HeapOperation.PAGES_ADDRESS})
+_GIVE_NO_ADDRESS = _FREES | {HeapOperation.PAGES, HeapOperation.BULK_ALLOC}
 
 
 @dataclass(frozen=True)
 class HeapCall:
-    """A call or tail jump that the private heap serves.  ``size``: the register with the size, or for ALLOC_CACHE with the
-    cache; ``flags``: with the GFP flags.  None for FREE_CACHE."""
+    """A call or tail jump that the private heap serves.  ``size``: the register with the size, the cache (ALLOC_CACHE,
+    BULK_ALLOC) or the order (PAGES, PAGES_ADDRESS); ``flags``: with the GFP flags.  None where there is none."""
 
     function: str
     offset: int
@@ -85,9 +103,9 @@ def is_private(policy: model.CheckedPolicy) -> bool:
 
 
 def allocates(function: str) -> bool:
-    """Whether a private heap serves what calls of this kernel function ask for."""
+    """Whether this kernel function gives the address of memory that a private heap has served."""
     operation = _FUNCTIONS.get(function.removesuffix("_noprof"))
-    return operation is not None and operation is not HeapOperation.FREE_CACHE
+    return operation is not None and operation not in _GIVE_NO_ADDRESS
 
 
 def library_part(policy: model.CheckedPolicy) -> str:
@@ -149,14 +167,13 @@ def _heap_call(lowering: Lowering, function: Function, site: Site, target: str) 
         return None
     size: str | None = None
     flags: str | None = None
-    if operation is not HeapOperation.FREE_CACHE:
+    if operation not in _FREES:
         flags = _register(lowering.description, target, _FLAGS)
-        size = (
-            ARGUMENT_REGISTERS[0]
-            if operation is HeapOperation.ALLOC_CACHE
-            else _register(lowering.description, target, _SIZES)
-        )
-        if size is None or flags is None:
+        if operation in _OF_CACHE:
+            size = ARGUMENT_REGISTERS[0]
+        elif operation is not HeapOperation.ZEROED_PAGE:
+            size = _register(lowering.description, target, _ORDERS if operation in _OF_PAGES else _SIZES)
+        if flags is None or (size is None and operation is not HeapOperation.ZEROED_PAGE):
             return None
     tail = site.kind == "tail_call"
     return HeapCall(function.name, site.offset, tail, target, operation, size, flags)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,16 @@ from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir.nodes import SiteKind
 from o2cc.runtime import enforcer as kernel_module
 from o2cc.runtime import heap
-from o2cc.runtime.enforcer import Action, Enforcer, EnforcerError, OnMissed, Site, reason_text
+from o2cc.runtime.enforcer import (
+    Action,
+    DrainState,
+    Enforcer,
+    EnforcerError,
+    Feature,
+    OnMissed,
+    Site,
+    reason_text,
+)
 from o2cc.runtime.instructions import MAXIMUM_LENGTH, NotDeniable, Placed, enforced, observed
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
@@ -30,6 +40,7 @@ Progress = Callable[[str, int, int], None]
 NEEDS_MODULE = frozenset({"deny", "panic", "strict probes", "private heap"})
 UNSUPPORTED = frozenset({"private stack", "on missed deny", "on missed panic"})
 _BATCH = 256
+_DRAIN_STEP = 0.1  # seconds
 _UNKNOWN_HEIGHT = 0xFFFF
 _UNKNOWN_RESULT = -errno.EFAULT & 0xFFFF
 
@@ -224,6 +235,40 @@ def remove(name: str, device: Path = kernel_module.DEVICE) -> bool:
     except EnforcerError as problem:
         raise refused(problem) from None
     return True
+
+
+def drain(name: str, patience: float, progress: Progress, device: Path = kernel_module.DEVICE) -> None:
+    """Let the private heap of a compartment run empty: no new objects, while everything else stays in force.
+
+    Nothing to do where there is no such compartment, no heap, or no object left.  Raises DiagnosticError (O2C0839) when
+    after ``patience`` seconds objects are still in use; it goes on draining then.
+    """
+    if not kernel_module.available(device):
+        return
+    end = time.monotonic() + patience
+    try:
+        with Enforcer(device) as enforcer:
+            enforcer.open(name)
+            if Feature.DRAIN not in enforcer.features:
+                return
+            told = enforcer.drain(start=True)
+            most = told.bytes
+            while told.state is DrainState.GOING_ON and time.monotonic() < end:
+                progress("drain", most - told.bytes, most)
+                time.sleep(_DRAIN_STEP)
+                told = enforcer.drain()
+    except EnforcerError:
+        return  # not there, or not committed: there is nothing to wait for
+    if told.state is DrainState.GOING_ON:
+        raise DiagnosticError(
+            error(
+                "O2C0839",
+                f"`{name}` still has objects in its private heap: {-(-told.bytes >> 10)} KiB are in use",
+                notes=("no new ones are made there, and everything stays enforced until they are gone",),
+                help=f"`o2c unload {name}` again when they are freed, with `--wait SECONDS` to wait longer, or "
+                "`--force` to give the protection up now",
+            )
+        )
 
 
 def refused(problem: EnforcerError) -> DiagnosticError:

@@ -24,6 +24,7 @@ from o2cc.runtime.enforcer import (
     NO_REGISTER,
     Action,
     Enforcer,
+    Feature,
     HeapOperation,
     Kind,
     Site,
@@ -46,6 +47,18 @@ _MAXIMUM_FRAMES = 1 << 29  # the verifier lets no pointer go further into a map'
 _HARDWARE_ORDER = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
+_ZEROED = "zeroed_page"
+_OPERATIONS = {
+    **{operation.name.lower(): operation for operation in HeapOperation},
+    _ZEROED: HeapOperation.PAGES_ADDRESS,
+}
+_FEATURES = {
+    HeapOperation.KVALLOC: Feature.KVMALLOC,
+    HeapOperation.PAGES: Feature.PAGES,
+    HeapOperation.PAGES_ADDRESS: Feature.PAGES,
+    HeapOperation.BULK_ALLOC: Feature.BULK,
+    HeapOperation.BULK_FREE: Feature.BULK,
+}
 _SECTION_SIZE_OFFSET = 0x20  # sh_size in Elf64_Shdr
 
 
@@ -133,14 +146,25 @@ def attach(
     Raises EnforcerError when there can be no such heap.
     """
     enforcer.heap(shadow, OWNER, heap.limit, ctor_offset=heap.ctor_offset, flags_offset=heap.flags_offset)
-    if not calls:
-        return ()
-    results = enforcer.try_attach([_site(item) for item in calls])
-    return tuple(
-        _failure(item.call, f"refused: {reason_text(result.reason)}")
-        for item, result in zip(calls, results, strict=True)
-        if result.index is None
+    able = [item for item in calls if _feature(item.call) in enforcer.features]
+    results = enforcer.try_attach([_site(item) for item in able]) if able else []
+    return (
+        *(
+            _failure(item.call, "this build of o2c.ko cannot do that")
+            for item in calls
+            if _feature(item.call) not in enforcer.features
+        ),
+        *(
+            _failure(item.call, f"refused: {reason_text(result.reason)}")
+            for item, result in zip(able, results, strict=True)
+            if result.index is None
+        ),
     )
+
+
+def _feature(call: HeapCallInfo) -> Feature:
+    """What o2c.ko must be able to do for a call; nothing beyond its first version for most."""
+    return _FEATURES.get(_OPERATIONS[call.operation], Feature(0))
 
 
 def _site(item: Redirected) -> Site:
@@ -153,7 +177,8 @@ def _site(item: Redirected) -> Site:
         code=item.code,
         base=NO_REGISTER if not item.call.size else _HARDWARE_ORDER.index(item.call.size),
         index=_HARDWARE_ORDER.index(item.call.flags or "rax"),
-        size=HeapOperation[item.call.operation.upper()],
+        scale=int(item.call.operation == _ZEROED),
+        size=_OPERATIONS[item.call.operation],
     )
 
 

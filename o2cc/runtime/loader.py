@@ -29,6 +29,7 @@ from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reas
 Progress = Callable[[str, int, int], None]  # stage, done, all
 
 LOG_LINES = 12
+DRAIN_PATIENCE = 10.0  # seconds
 _REPORTED_EVERY = 50  # sites between two reports of progress
 # Freeing thousands of programs at once has deadlocked a 6.18 kernel: links go in steps, with a rest between them.
 _STEP = 100
@@ -354,17 +355,22 @@ def _attach_sites(
     return failures
 
 
-def unload(name: str, progress: Progress = silent) -> int:
+def unload(
+    name: str, progress: Progress = silent, *, force: bool = False, patience: float = DRAIN_PATIENCE
+) -> int:
     """Detach and forget a compartment; how many probes there were.
 
-    Checks go first and hooks last, so that what is tracked stays exact while checks run.  Raises DiagnosticError:
-    O2C0802 when nothing of that name is there, O2C0806 when another process is at it.
+    A private heap is drained first, for at most ``patience`` seconds, unless ``force``.  Checks go first and hooks last,
+    so that what is tracked stays exact while checks run.  Raises DiagnosticError: O2C0802 when nothing of that name is
+    there, O2C0806 when another process is at it, O2C0839 when private objects are still in use.
     """
     state.check_name(name)
     directory = state.pins(name)
     with state.locked(name), ExitStack() as after:
         if not _others_only_report(name):
             after.callback(running_kernel.restore_optimization)
+        if not force:
+            enforcement.drain(name, patience, progress)
         was_enforced = enforcement.remove(name)
         if not directory.exists():
             known = name in state.recorded()

@@ -12,7 +12,7 @@ from pathlib import Path
 from o2cc.bpf.info import MapInfo, ObjectInfo
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime import kernel_calls, libbpf, phases, state, tables
-from o2cc.runtime.enforcer import Enforcer, EnforcerError, Kind, SiteStats
+from o2cc.runtime.enforcer import DrainState, Enforcer, EnforcerError, Feature, Kind, SiteStats
 from o2cc.runtime.plan import cookie_of
 
 _SHOWN = 20
@@ -62,13 +62,15 @@ class Missed:
 @dataclass(frozen=True)
 class PrivateHeap:
     """The private heap.  ``used``: bytes in its slabs and pages, at most ``limit``; ``failures``: allocations that got
-    nothing, at the limit or because memory ran out; ``passed``: those that the kernel's own allocator served."""
+    nothing, at the limit or because memory ran out; ``passed``: those that the kernel's own allocator served; ``draining``:
+    there are no new ones."""
 
     limit: int
     used: int
     allocations: int
     failures: int
     passed: int
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,10 @@ def _enforced(
             whole, listed = enforcer.info(), enforcer.stats()
             if info.heap is not None:
                 told = enforcer.heap_stats()
-                heap = PrivateHeap(info.heap.limit, told.bytes, told.allocations, told.failures, told.passed)
+                draining = Feature.DRAIN in enforcer.features and enforcer.drain().state is not DrainState.NOT
+                heap = PrivateHeap(
+                    info.heap.limit, told.bytes, told.allocations, told.failures, told.passed, draining
+                )
     except EnforcerError as problem:
         problems.append(f"o2c.ko does not have this compartment, nothing is enforced: {problem}")
         return {}, None, Missed(None, None), None
@@ -378,7 +383,9 @@ def _heap(heap: PrivateHeap) -> str:
         f"{heap.used >> 10} of {heap.limit >> 10} KiB in use, {_count(heap.allocations, 'allocation')}, "
         f"{heap.failures} failed"
     )
-    return text + (f", {heap.passed} left to the kernel's own allocator" if heap.passed else "")
+    if heap.passed:
+        text += f", {heap.passed} left to the kernel's own allocator"
+    return text + ("; draining: no new ones, `o2c unload` waits for the last" if heap.draining else "")
 
 
 def _missed(missed: Missed) -> str:

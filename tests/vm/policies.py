@@ -30,6 +30,7 @@ POLICY = PROJECT / "tests/kernel/victim/victim.o2c"
 SCTP_POLICY = PROJECT / "examples/sctp.o2c"
 SCTP_OBJECT = "sctp.shape.bpf.o"
 SCTP_DENY_OBJECT = "sctp-deny.shape.bpf.o"
+SCTP_PRIVATE_OBJECT = "sctp-private.shape.bpf.o"
 SCTP_QUIET = 8
 """Seconds without a touch of an old object after which the transition of the SCTP policy that denies ends."""
 _REPORT = "on violation report"
@@ -154,14 +155,17 @@ def prepare_sctp(kernel: Kernel) -> list[Path]:
     directory = _directory(modules)
     directory.mkdir(exist_ok=True)
     description = directory / "sctp.o2k"
-    wanted = [directory / SCTP_OBJECT, directory / SCTP_DENY_OBJECT]
+    wanted = [directory / name for name in (SCTP_OBJECT, SCTP_DENY_OBJECT, SCTP_PRIVATE_OBJECT)]
     newest = max(path.stat().st_mtime_ns for path in (*_inputs(modules), SCTP_POLICY))
     if all(path.exists() and path.stat().st_mtime_ns > newest for path in (description, *wanted)):
         return wanted
     image = open_kernel(str(kernel.vmlinuz))
     store.save(scan_module(_module_file(kernel, "sctp"), image), description)
-    texts = (SCTP_POLICY.read_text(encoding="utf-8"), sctp_deny_text())
-    for made, text, degrade in zip(wanted, texts, (Action.REPORT, None), strict=True):
+    deny = sctp_deny_text()
+    private = re.sub(r"heap +tracked", "heap private 64 MiB", deny)
+    assert private != deny
+    texts = (SCTP_POLICY.read_text(encoding="utf-8"), deny, private)
+    for made, text, degrade in zip(wanted, texts, (Action.REPORT, None, None), strict=True):
         source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), _for_kernel(text, kernel))
         options = Options(layout=Layout.SHAPE, degrade=degrade)
         watch = Stopwatch()

@@ -5,10 +5,26 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+from typing import ClassVar, cast
 
+import pytest
+
+from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import enforcement
-from o2cc.runtime.enforcer import Action, Attached, Enforcer, Kind, Mode, Reason, Site
+from o2cc.runtime.enforcer import (
+    Action,
+    Attached,
+    Drain,
+    DrainState,
+    Enforcer,
+    EnforcerError,
+    Feature,
+    Kind,
+    Mode,
+    Reason,
+    Site,
+)
 from o2cc.runtime.instructions import Placed
 from o2cc.runtime.libbpf import Program
 from tests.unit.runtime.made import site
@@ -108,3 +124,69 @@ def test_a_call_denies_whatever_its_default_is() -> None:
     assert enforcement.action_of(call, Action.REPORT) is Action.DENY
     assert enforcement.action_of(call, Action.KILL) is Action.KILL
     assert enforcement.action_of(site(0), Action.PANIC) is Action.PANIC
+
+
+class Draining:
+    """Stands for an open o2c.ko whose private heap has so many bytes left, one answer after another."""
+
+    features = Feature.DRAIN
+    left: ClassVar[list[int]] = []
+    asked: ClassVar[list[bool]] = []
+
+    def __init__(self, device: Path) -> None:
+        self.device = device
+
+    def __enter__(self) -> Draining:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        pass
+
+    def open(self, name: str) -> None:
+        if name != "made":
+            raise EnforcerError("open", errno.ENOENT)
+
+    def drain(self, *, start: bool = False) -> Drain:
+        Draining.asked.append(start)
+        left = Draining.left.pop(0) if len(Draining.left) > 1 else Draining.left[0]
+        return Drain(DrainState.GOING_ON if left else DrainState.DONE, left)
+
+
+@pytest.fixture
+def draining(monkeypatch: pytest.MonkeyPatch) -> type[Draining]:
+    monkeypatch.setattr(enforcement, "Enforcer", Draining)
+    monkeypatch.setattr(enforcement, "_DRAIN_STEP", 0.0)
+    Draining.asked.clear()
+    return Draining
+
+
+def drain(name: str, patience: float) -> None:
+    enforcement.drain(name, patience, lambda stage, done, total: None, Path("/"))
+
+
+def test_unloading_waits_for_the_last_private_object(draining: type[Draining]) -> None:
+    """Catches an unload that does not close the heap first, or that asks once only."""
+    draining.left = [8192, 4096, 0]
+    drain("made", 60)
+    assert draining.asked == [True, False, False]
+
+
+def test_private_objects_that_stay_are_an_error_that_names_the_ways_out(draining: type[Draining]) -> None:
+    draining.left = [8192]
+    with pytest.raises(DiagnosticError) as refusal:
+        drain("made", 0)
+    (diagnostic,) = refusal.value.diagnostics
+    assert diagnostic.code == "O2C0839"
+    assert "8 KiB" in diagnostic.message
+    assert "--force" in (diagnostic.help or "")
+
+
+def test_there_is_nothing_to_drain_without_a_compartment_or_the_feature(
+    draining: type[Draining], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draining.left = [8192]
+    drain("other", 0)
+    enforcement.drain("made", 0, lambda stage, done, total: None, tmp_path / "nothing")
+    monkeypatch.setattr(Draining, "features", Feature(0))
+    drain("made", 0)
+    assert draining.asked == []

@@ -24,9 +24,11 @@ from o2cc.ir.printer import print_module
 from o2cc.runtime import heap
 from o2cc.runtime.enforcer import (
     NO_PROGRAM,
+    NO_REGISTER,
     Attached,
     Enforcer,
     EnforcerError,
+    Feature,
     HeapOperation,
     Kind,
     Mode,
@@ -74,8 +76,8 @@ class Text:
 class StandIn:
     """Takes everything but the addresses that a test names."""
 
-    def __init__(self, never: Sequence[int] = (), problem: int = 0) -> None:
-        self.never, self.problem = never, problem
+    def __init__(self, never: Sequence[int] = (), problem: int = 0, features: int = 0) -> None:
+        self.never, self.problem, self.features = never, problem, Feature(features)
         self.asked: list[tuple[object, ...]] = []
         self.sites: list[Site] = []
 
@@ -129,6 +131,19 @@ def test_a_refused_call_is_named() -> None:
     (refused,) = heap.attach(cast("Enforcer", StandIn(never=[0x2020])), HEAP, 17, found)
     assert refused.place == "second+0x20"
     assert refused.reason.endswith("refused: kprobes refused the address")
+
+
+def test_what_the_module_cannot_do_is_named_and_left_to_the_kernel() -> None:
+    """Catches a site of an operation that an older o2c.ko does not know: it would refuse the whole batch."""
+    page = HeapCallInfo("first", 0x10, False, "get_zeroed_page", "zeroed_page", "", "rdi")
+    call = heap.Redirected(page, 0x1010, CALL[:5])
+    old, new = StandIn(), StandIn(features=Feature.PAGES)
+    (lost,) = heap.attach(cast("Enforcer", old), HEAP, 17, [call])
+    assert lost.reason.endswith("this build of o2c.ko cannot do that")
+    assert old.sites == []
+    assert heap.attach(cast("Enforcer", new), HEAP, 17, [call]) == ()
+    (site,) = new.sites
+    assert (site.size, site.scale, site.base, site.index) == (HeapOperation.PAGES_ADDRESS, 1, NO_REGISTER, 7)
 
 
 def test_a_refused_heap_is_an_error() -> None:

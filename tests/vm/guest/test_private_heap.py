@@ -29,7 +29,7 @@ from tests.vm.guest.victim_support import (
 from tests.vm.policies import guest_object
 
 OLD_OBJECT, OLD_FOREIGN, STALE_NEIGHBOUR, ALLOCATORS, FILL, KEEP, USE_KEPT, RELEASE = range(18, 26)
-USE_AFTER_FREE = 2
+USE_AFTER_FREE, ARBITRARY_STORE = 2, 3
 LIMIT = 1 << 20
 # o2c.ko cannot deny at a few places of the victim, and says so
 GAPS = LoadOptions(accept_gaps=True)
@@ -131,7 +131,31 @@ def test_objects_outlive_the_policy_and_are_freed_by_the_kernel(policy: state.St
     assert list(caches.glob("o2c-*-*"))
     assert victim.run(KEEP) == 0
     assert victim.run(USE_KEPT) == 1
+    with pytest.raises(DiagnosticError) as refusal:
+        loader.unload(NAME, patience=1)
+    assert [item.code for item in refusal.value.diagnostics] == ["O2C0839"]
+    # draining: all is enforced, what is new is tracked
+    events()
+    assert heap().draining
+    assert victim.run(USE_KEPT) == 1
+    assert victim.run(ALLOCATORS) == 0
+    assert victim.run(PROPER) == 0
+    assert [event.sentence() for event in events()[0]] == []
+    victim.run(ARBITRARY_STORE)
+    assert victim.state()["foreign"] == 0
+    assert victim.run(RELEASE) == 0
     loader.unload(NAME)
+    assert wait_until(lambda: not list(caches.glob("o2c-*-*")))
+    assert wait_until(lambda: unload_module("o2c") == 0)
+
+
+def test_objects_outlive_a_policy_that_is_removed_by_force(victim: Victim) -> None:
+    caches = Path("/sys/kernel/slab")
+    load_module("o2c")
+    few = LoadOptions(wanted=lambda site: site.function in ("store_word", "keep"), accept_gaps=True)
+    with loaded(guest_object("private"), few):
+        assert victim.run(KEEP) == 0
+        loader.unload(NAME, force=True)
     assert victim.run(USE_KEPT) == 1
     assert victim.run(RELEASE) == 0
     assert wait_until(lambda: not list(caches.glob("o2c-*-*")))

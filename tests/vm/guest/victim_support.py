@@ -160,7 +160,7 @@ def footprint() -> Footprint:
 def unload_all() -> None:
     """Nothing of ours is loaded afterwards.  Fixtures of a module's scope outlive the tests that use them."""
     for name in (*state.names(), *state.leftovers()):
-        loader.unload(name)
+        loader.unload(name, force=True)
 
 
 def in_child(act: Callable[[], object]) -> int:
