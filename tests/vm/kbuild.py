@@ -132,7 +132,7 @@ def add_btf(kernel: Kernel, module: Path) -> None:
     """Give a module the BTF that a build in the kernel's own tree gives it: distribution headers lack the
     vmlinux that the kernel's build asks for, so that it leaves modules without types. Raises BuildError."""
     elf = modules_dir(kernel) / "vmlinux"
-    if not elf.exists():
+    if not elf.exists() or elf.stat().st_mtime < kernel.vmlinuz.stat().st_mtime:
         partial = elf.with_suffix(f".{os.getpid()}")
         partial.write_bytes(kernel_image(kernel.vmlinuz.read_bytes(), str(kernel.vmlinuz)))
         partial.rename(elf)

@@ -172,8 +172,12 @@ static int __init bystander_init(void)
 	shared = kzalloc(sizeof(*shared), GFP_KERNEL);
 	other = kzalloc(sizeof(*other), GFP_KERNEL);
 	head = kmalloc(sizeof(*head), GFP_KERNEL);
-	/* With a region for user copies a cache is never merged with another. */
-	sacrifices = kmem_cache_create_usercopy("bystander_sacrifice", BYSTANDER_SACRIFICE_SIZE, 0, 0, 0,
+	/*
+	 * With a region for user copies a cache is never merged with another. KASAN keeps freed objects back for a while,
+	 * but not those that RCU readers may still look at.
+	 */
+	sacrifices = kmem_cache_create_usercopy("bystander_sacrifice", BYSTANDER_SACRIFICE_SIZE, 0,
+						IS_ENABLED(CONFIG_KASAN) ? SLAB_TYPESAFE_BY_RCU : 0, 0,
 						BYSTANDER_SACRIFICE_SIZE, NULL);
 	if (!foreign || !shared || !other || !head || !sacrifices) {
 		release();

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import Action, Enforcer, Kind, Mode, Reason, Site, SiteStats, State
+from o2cc.runtime.enforcer import Action, Enforcer, Kind, Mode, SiteStats, State
 from tests.vm.guest.enforcer_support import (
     ARITHMETIC_FLAGS,
     CALLED,
@@ -270,32 +269,3 @@ def test_two_compartments_at_one_site(forms: Forms) -> None:
         assert text_of(form) == form.code
         first.close()
         second.close()
-
-
-def test_joins_the_probe_of_another_tool(forms: Forms, verdicts: Verdicts) -> None:
-    """The kernel keeps all probes of an address in one list; which of its members is whose cannot be seen from inside."""
-    form = forms.all["mov_64"]
-    tracing = Path("/sys/kernel/tracing")
-    (tracing / "kprobe_events").write_text(f"p:o2c_test/other {form.address:#x}\n")
-    enable = tracing / "events/o2c_test/other/enable"
-    enable.write_text("1")
-    try:
-        before, pointers = start_state(form)
-        plain = forms.run(form, before, pointers)
-        with Enforcer() as enforcer:
-            enforcer.create("joins")
-            program = enforcer.program(verdicts.program)
-            site = Site(form.address, 7, program, Kind.OBSERVE, Action.REPORT)
-            assert enforcer.attach([site])[0].mode is Mode.OBSERVE
-            # what it would deny cannot be compared with what the compiler saw
-            (refused,) = enforcer.try_attach([form.site(program)])
-            assert refused.reason is Reason.BYTES
-            enforcer.commit()
-            for _ in range(100):
-                assert forms.run(form, before, pointers) == plain
-            assert enforcer.stats()[0].hits == 100
-        assert forms.run(form, before, pointers) == plain
-    finally:
-        enable.write_text("0")
-        (tracing / "kprobe_events").write_text("")
-    assert wait_until(lambda: text_of(form) == form.code)

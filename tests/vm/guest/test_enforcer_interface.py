@@ -12,11 +12,21 @@ import random
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import Action, Enforcer, EnforcerError, Kind, Mode, Reason, Site
+from o2cc.runtime.enforcer import (
+    NO_REGISTER,
+    Action,
+    Enforcer,
+    EnforcerError,
+    Kind,
+    Mode,
+    Reason,
+    Site,
+)
 from tests.vm.guest.enforcer_support import (
     Forms,
     Verdicts,
@@ -28,6 +38,7 @@ from tests.vm.guest.enforcer_support import (
     text_of,
     wait_until,
 )
+from tests.vm.guest.heap_support import Operation, allocate, heap_sites
 
 
 @pytest.fixture(scope="module")
@@ -353,9 +364,7 @@ def _last_functions() -> dict[str, int]:
     return last
 
 
-def test_last_functions_do_not_crash_the_optimizer(
-    forms: Forms, verdicts: Verdicts, kernel_series: str
-) -> None:
+def test_last_functions_do_not_crash_the_optimizer(forms: Forms, verdicts: Verdicts) -> None:
     """From 6.4 on kprobes reads past a module's text there, unless the padding has an even length."""
     for module in MODULES:
         subprocess.run(["modprobe", module], check=False)
@@ -375,7 +384,34 @@ def test_last_functions_do_not_crash_the_optimizer(
     assert attached >= 2, refusals
     # ftrace may refuse nothing here; kprobes refuses what is not instrumentable
     reasons = {reason for _, reason in refusals}
-    if kernel_series == "6.1":
+    if os.uname().release.startswith("6.1."):
         assert Reason.LAST_FUNCTION not in reasons
     else:
         assert Reason.LAST_FUNCTION in reasons, (attached, refusals)
+
+
+def test_joins_the_probe_of_another_tool(forms: Forms, verdicts: Verdicts) -> None:
+    """The kernel keeps all probes of an address in one list; which of its members is whose cannot be seen from inside."""
+    call = next(site for site in heap_sites(forms) if site.cookie == Operation.KVMALLOC)
+    tracing = Path("/sys/kernel/tracing")
+    (tracing / "kprobe_events").write_text(f"p:o2c_test/other {call.address:#x}\n")
+    enable = tracing / "events/o2c_test/other/enable"
+    enable.write_text("1")
+    try:
+        with Enforcer() as enforcer:
+            enforcer.create("joins")
+            program = enforcer.program(verdicts.program)
+            enforcer.attach([Site(call.address, 7, program, Kind.OBSERVE, Action.REPORT)])
+            # what it would deny cannot be compared with what the compiler saw
+            gate = replace(call, kind=Kind.CALL, program=program, base=NO_REGISTER, index=NO_REGISTER, size=0)
+            (refused,) = enforcer.try_attach([gate])
+            assert refused.reason is Reason.BYTES
+            enforcer.commit()
+            for _ in range(100):
+                made = allocate(forms, Operation.KVMALLOC, 100)
+                assert made.result
+                allocate(forms, Operation.KVFREE, pointer=made.result)
+            assert enforcer.stats()[0].hits == 100
+    finally:
+        enable.write_text("0")
+        (tracing / "kprobe_events").write_text("")

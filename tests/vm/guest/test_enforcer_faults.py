@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every allocation of o2c.ko fails once: an error comes back, nothing is left behind, and it works the next time.
+
+Only a kernel with fault injection can do this (scripts/build_debug_kernel.py); others collect nothing here.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from o2cc.runtime.enforcer import Enforcer, EnforcerError, Site
+from tests.vm.guest.enforcer_support import (
+    Forms,
+    Shadow,
+    Verdicts,
+    load_module,
+    start_state,
+    text_of,
+    wait_until,
+)
+from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, heap_sites, kernel_fields
+
+FAIL_NTH = Path("/proc/thread-self/fail-nth")
+FAULTS = Path("/sys/kernel/debug")
+STORE = "mov_64"
+MOST = 400
+
+if FAIL_NTH.exists():
+
+    @pytest.fixture(scope="module")
+    def forms() -> Iterator[Forms]:
+        load_module("o2c")
+        device = Forms()
+        # allocations that may sleep fail as well, and nothing is printed about it
+        for kind in ("failslab", "fail_page_alloc"):
+            (FAULTS / kind / "ignore-gfp-wait").write_text("N")
+            (FAULTS / kind / "verbose").write_text("0")
+        (FAULTS / "fail_page_alloc/min-order").write_text("0")
+        yield device
+        device.close()
+
+    @pytest.fixture(scope="module")
+    def shadow() -> Iterator[Shadow]:
+        owner = Shadow()
+        yield owner
+        owner.close()
+
+    @pytest.fixture(scope="module")
+    def verdicts() -> Iterator[Verdicts]:
+        program = Verdicts()
+        yield program
+        program.close()
+
+    @pytest.fixture(scope="module")
+    def sites(forms: Forms) -> list[Site]:
+        return heap_sites(forms)
+
+    def fail_nth(count: int) -> None:
+        FAIL_NTH.write_text(str(count))
+
+    def has_failed() -> bool:
+        """Whether the fault has happened, which is called off otherwise."""
+        left = int(FAIL_NTH.read_text().rstrip("\0\n"))
+        if left:
+            fail_nth(0)
+        return left == 0
+
+    @pytest.mark.timeout(1800)
+    def test_loading_survives_every_failed_allocation(
+        forms: Forms, shadow: Shadow, verdicts: Verdicts, sites: list[Site]
+    ) -> None:
+        form = forms.all[STORE]
+        fields = kernel_fields()
+        numbers: set[int] = set()
+        verdicts.set(form.number, 1)
+        before, pointers = start_state(form)
+        for count in range(1, MOST):
+            with suppress(EnforcerError), Enforcer() as enforcer:
+                try:
+                    fail_nth(count)
+                    enforcer.create("faults", module="o2c_forms")
+                    enforcer.program(shadow.program)
+                    program = enforcer.program(verdicts.program)
+                    enforcer.heap(
+                        shadow.id,
+                        OWNER,
+                        LIMIT,
+                        ctor_offset=fields["kmem_cache.ctor"],
+                        flags_offset=fields["kmem_cache.flags"],
+                    )
+                    enforcer.attach([*sites, form.site(program)])
+                    enforcer.commit()
+                except EnforcerError as error:
+                    numbers.add(error.errno)
+                    has_failed()
+                    raise
+                failed = has_failed()
+                # a failure that did not matter, as of memory that the kernel takes elsewhere then
+                assert forms.run(form, before, pointers).memory == before.memory
+                if not failed:
+                    break
+            assert wait_until(lambda: text_of(form) == form.code), count
+            assert shadow.owned() == 0
+        else:
+            pytest.fail(f"more than {MOST} allocations")
+        assert count > 30
+        assert errno.ENOMEM in numbers
+        # a cache that sysfs knows only in part is one that the client cannot trust
+        assert numbers <= {errno.ENOMEM, errno.EOPNOTSUPP, errno.ENOSPC}, numbers
+
+    @pytest.mark.timeout(900)
+    def test_private_allocations_survive_failed_ones(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
+        fields = kernel_fields()
+        with Enforcer() as enforcer:
+            enforcer.create("faults")
+            enforcer.program(shadow.program)
+            enforcer.heap(
+                shadow.id,
+                OWNER,
+                LIMIT,
+                ctor_offset=fields["kmem_cache.ctor"],
+                flags_offset=fields["kmem_cache.flags"],
+            )
+            enforcer.attach(sites)
+            enforcer.commit()
+            none, some = 0, 0
+            for operation in (Operation.KMALLOC, Operation.KVMALLOC, Operation.PAGES_ADDRESS):
+                for size in (0, 1, 2) if operation is Operation.PAGES_ADDRESS else (64, 2000, 20_000):
+                    for count in range(1, 5):
+                        fail_nth(count)
+                        made = allocate(forms, operation, size)
+                        has_failed()
+                        if not made.result:
+                            none += 1
+                            continue
+                        some += 1
+                        assert shadow.owner(made.frame)
+                        if operation is Operation.PAGES_ADDRESS:
+                            allocate(forms, Operation.FREE_PAGES, size, made.result)
+                        else:
+                            allocate(forms, Operation.KVFREE, pointer=made.result)
+            assert none > 5
+            assert some > 5
+            assert enforcer.heap_stats().failures == none
+            # whatever failed, what is marked and what is counted are the same
+            assert wait_until(lambda: OWNER not in shadow.values())
+            assert shadow.owned() * 4096 == enforcer.heap_stats().bytes
+        assert shadow.owned() == 0
