@@ -24,6 +24,9 @@ _NEEDED = (
 )
 
 
+_KFENCE = "/sys/module/kfence/parameters/sample_interval"
+
+
 class Grade(StrEnum):
     """How a finding bears on what can be done."""
 
@@ -57,6 +60,7 @@ class Facts:
     target_loaded: bool | None = None
     kcore: bool = True
     optimization_held: bool = False  # by a loaded policy
+    kfence_interval: int = 0  # milliseconds between allocations that KFENCE takes; 0: it takes none
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,17 @@ def _findings(facts: Facts) -> Iterator[Finding]:
         "counted"
         if facts.missed_counted
         else "not counted by this kernel for probes through perf (6.7 and newer do); o2c.ko counts them itself",
+    )
+    yield (
+        Finding(
+            note,
+            "KFENCE",
+            f"takes an allocation every {facts.kfence_interval} ms: stores to such objects look like violations, since "
+            "nothing tells where in their page they lie",
+            f"echo 0 > {_KFENCE}, and kfence.sample_interval=0 at the next boot",
+        )
+        if facts.kfence_interval
+        else Finding(good, "KFENCE", "takes no allocations")
     )
     if facts.lockdown == "confidentiality":
         yield Finding(
@@ -262,6 +277,11 @@ def parse_lockdown(text: str) -> str | None:
     return None if chosen is None or chosen[1] == "none" else chosen[1]
 
 
+def parse_number(text: str) -> int:
+    """The number in the text of a setting; 0 when it is none, as of a kernel without that setting."""
+    return int(text) if re.fullmatch(r"\s*\d+\s*", text) else 0
+
+
 def _text(path: str) -> str | None:
     try:
         return Path(path).read_text(errors="replace")
@@ -315,4 +335,5 @@ def examine() -> Facts:
         build_id=running_kernel.kernel_build_id(),
         kcore=os.access("/proc/kcore", os.R_OK),
         optimization_held=running_kernel.OPTIMIZATION_MARKER.exists(),
+        kfence_interval=parse_number(_text(_KFENCE) or ""),
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from o2cc.runtime.doctor import Facts, Grade, judge, parse_config, parse_lockdown
+from o2cc.runtime.doctor import Facts, Grade, judge, parse_config, parse_lockdown, parse_number
 
 FIT = Facts(
     release="6.1.0-57-amd64",
@@ -106,3 +106,17 @@ def test_texts_of_the_kernel_are_parsed() -> None:
     assert parse_lockdown("none [integrity] confidentiality\n") == "integrity"
     assert parse_lockdown("[none] integrity confidentiality\n") is None
     assert parse_lockdown("") is None
+
+
+@pytest.mark.parametrize(("text", "number"), [("100\n", 100), ("0\n", 0), ("", 0), ("Y\n", 0)])
+def test_the_number_in_a_setting(text: str, number: int) -> None:
+    assert parse_number(text) == number
+
+
+def test_sampling_by_kfence_is_told_with_its_remedy() -> None:
+    verdict = judge(replace(FIT, kfence_interval=100))
+    assert verdict.can_prevent
+    (told,) = [finding for finding in verdict.findings if finding.grade is not Grade.GOOD]
+    assert told.subject == "KFENCE"
+    assert "100 ms" in told.text
+    assert told.remedy.startswith("echo 0 > /sys/module/kfence/")
