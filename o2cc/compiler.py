@@ -23,6 +23,7 @@ from o2cc.bpf.layout import Layout
 from o2cc.diagnostics import Diagnostic, SourceFile, Span
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Description
+from o2cc.lower.codes import codes_of
 from o2cc.lower.context import Unchecked
 from o2cc.lower.heap import PrivateHeap
 from o2cc.lower.lower import LIBRARY, lower
@@ -211,6 +212,7 @@ def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
             sources=compiled.sources,
             ops_targets=[_ops_targets(compiled, ops) for ops in compiled.ops_targets],
             heap=_heap(compiled),
+            codes=codes_of(compiled.description),
         )
 
 

@@ -59,13 +59,15 @@ def emit_object(
     sources: Mapping[str, str],
     ops_targets: Sequence[OpsTargetsInfo] = (),
     heap: HeapInfo | None = None,
+    codes: Mapping[tuple[str, int], str] | None = None,
 ) -> ObjectFile:
     """Compiles a module.  ``sources`` gives the text of every source that a span names, ``ops_targets`` what the loader
-    must look up in other modules, ``heap`` the private heap that it must ask for.
+    must look up in other modules, ``heap`` the private heap that it must ask for, ``codes`` the instructions where probes
+    go, by function and offset.
 
     Raises DiagnosticError: O2C0600 to O2C0607.
     """
-    return _emit(module, layout, sources, ops_targets, heap)
+    return _emit(module, layout, sources, ops_targets, heap, codes)
 
 
 def emit_test_object(module: nodes.Module, *, sources: Mapping[str, str]) -> ObjectFile:
@@ -84,6 +86,7 @@ def _emit(
     sources: Mapping[str, str],
     ops_targets: Sequence[OpsTargetsInfo],
     heap: HeapInfo | None = None,
+    codes: Mapping[tuple[str, int], str] | None = None,
     *,
     as_test: bool = False,
 ) -> ObjectFile:
@@ -112,6 +115,8 @@ def _emit(
     programs += [hook_program(hook, machine[SymbolKind.HOOK + hook.name], lines) for hook in module.hooks]
     hooks = [HookInfo(hook.name, hook.kind.value, hook.target, hook.name) for hook in module.hooks]
     assembler.add_programs(programs)
+    known = codes or {}
+    sites = [replace(site, code=known.get((site.function, site.probe_offset), "")) for site in sites]
     content = assembler.write(sites, hooks, ops_targets, heap)
     sizes = tuple(assembler.program_sizes)
     return ObjectFile(

@@ -54,7 +54,7 @@ class SiteInfo:
     """A site.  ``cookie`` is the attach cookie of the `shape` layout, else None; ``return_probe``: the program
     is for a probe of the function's return.  ``file`` and ``line`` are the policy's, "" and 0 when unknown.
     ``program`` is "" for a site whose decision another site's program makes: nothing is attached for it, and
-    events may name its number."""
+    events may name its number.  ``code``: the instruction at the probe (`o2cc.bpf.code`), "" where it cannot be compared."""
 
     number: int
     function: str
@@ -68,6 +68,7 @@ class SiteInfo:
     file: str
     line: int
     note: str
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

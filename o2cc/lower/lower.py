@@ -148,6 +148,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
             ("target", description.target.name),
             ("kind", description.target.kind),
             ("build_id", description.target.build_id),
+            ("srcversion", description.target.srcversion),
             ("kernel_build_id", description.kernel.build_id),
         ),
         maps=tuple(m for part in parts for m in part.maps),

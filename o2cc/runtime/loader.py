@@ -19,8 +19,8 @@ from pathlib import Path
 
 from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
-from o2cc.diagnostics import Diagnostic, DiagnosticError, error
-from o2cc.runtime import enforcement, heap, kernel_calls, phases, running_kernel, state
+from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
+from o2cc.runtime import code_check, enforcement, heap, kernel_calls, phases, running_kernel, state
 from o2cc.runtime.enforcer import Enforcer, EnforcerError
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
@@ -129,6 +129,7 @@ def _load(
     planned = make_plan(info, symbols, options.wanted)
     if not planned.attachments:
         raise _nothing_attached(info.name, planned.failures)
+    _compare_code(info, planned, options)
     private = info.heap if needs is not None else None
     image = data if private is None else heap.resized(data, info, heap.page_frames())
     directory = _claim(info.name)
@@ -187,6 +188,22 @@ def _load(
         state.save(result, data)
         undo.pop_all()
     return result
+
+
+def _compare_code(info: ObjectInfo, planned: Plan, options: LoadOptions) -> None:
+    """Raises DiagnosticError (O2C0812) when the code that runs is not what was scanned."""
+    try:
+        with KernelText() as text:
+            places = code_check.changed_places(planned.attachments, text, code_check.probed_addresses())
+    except OSError:  # a policy that denies goes no further (O2C0835)
+        options.warn(
+            warning("O2C0813", "the kernel's text cannot be read: it is not compared with the description")
+        )
+        return
+    if places:
+        raise DiagnosticError(
+            code_check.another_code(info.identity.get("target", info.name), places, len(planned.attachments))
+        )
 
 
 def _enforce(

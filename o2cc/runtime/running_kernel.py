@@ -43,6 +43,11 @@ def module_build_id(name: str) -> str:
     return build_id(_read(f"/sys/module/{name.replace('-', '_')}/notes/.note.gnu.build-id"))
 
 
+def module_source_version(name: str) -> str:
+    """The `srcversion` of a loaded module, "" where it has none."""
+    return _read(f"/sys/module/{name.replace('-', '_')}/srcversion").decode().strip()
+
+
 def module_loaded(name: str) -> bool:
     """Whether a module of that name is loaded (and not built in)."""
     return Path(f"/sys/module/{name.replace('-', '_')}/initstate").exists()
@@ -91,6 +96,18 @@ def mismatches(identity: Mapping[str, str]) -> tuple[Diagnostic, ...]:
                     notes=(
                         f"described: {identity['build_id']}",
                         f"loaded: {module_build_id(name) or 'no build id'}",
+                    ),
+                    help="scan the module that is loaded with `o2c scan`, then compile the policy again",
+                )
+            )
+        elif identity.get("srcversion") and module_source_version(name) not in ("", identity["srcversion"]):
+            found.append(
+                error(
+                    "O2C0811",
+                    f"the loaded module `{name}` is made from other sources than the one described",
+                    notes=(
+                        f"described: {identity['srcversion']}",
+                        f"loaded: {module_source_version(name)}",
                     ),
                     help="scan the module that is loaded with `o2c scan`, then compile the policy again",
                 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +106,13 @@ def test_every_page_is_reached_from_the_readme() -> None:
                 if other.exists():
                     found.add(other)
     assert set(_PAGES) - found == set()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_takes_the_unit() -> None:
+    """Catches a misspelled setting, which systemd would pass over with a message in the log."""
+    unit = _ROOT / "bpf_runtime/systemd/o2c@.service"
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
