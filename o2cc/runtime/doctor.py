@@ -61,6 +61,7 @@ class Facts:
     kcore: bool = True
     optimization_held: bool = False  # by a loaded policy
     kfence_interval: int = 0  # milliseconds between allocations that KFENCE takes; 0: it takes none
+    slabs_debugged: bool | None = False
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,7 @@ def _module_findings(facts: Facts) -> Iterator[Finding]:
             "not built; the kernel's headers are missing",
             f"apt-get install linux-headers-{facts.release}, then make -C bpf_runtime/module",
         )
+    yield _heap_finding(facts.slabs_debugged)
     if not facts.kcore:
         yield Finding(
             Grade.NOTE,
@@ -202,6 +204,19 @@ def _module_findings(facts: Facts) -> Iterator[Finding]:
             "/proc/kcore cannot be read, which enforcement needs",
             "boot without lockdown",
         )
+
+
+def _heap_finding(debugged: bool | None) -> Finding:
+    if debugged:
+        return Finding(
+            Grade.NOTE,
+            "private heap",
+            "the kernel debugs its slab allocator: `heap private` is refused",
+            "boot without slub_debug, or write `heap tracked`",
+        )
+    if debugged is None:
+        return Finding(Grade.NOTE, "private heap", "cannot be told: /sys/kernel/slab cannot be read")
+    return Finding(Grade.GOOD, "private heap", "the slab allocator can be used for one")
 
 
 def _target_findings(facts: Facts) -> Iterator[Finding]:
@@ -305,6 +320,13 @@ def _signing_enforced(config: Mapping[str, str] | None) -> bool | None:
     return config.get("CONFIG_MODULE_SIG_FORCE") == "y" if config is not None else None
 
 
+def _slabs_debugged() -> bool | None:
+    """Whether objects have red zones, poison or owners around them (Documentation/mm/slub.rst, 6.1); by one cache, since
+    the setting is that of all but for exceptions that an engineer named."""
+    told = [_text(f"/sys/kernel/slab/kmalloc-64/{name}") for name in ("red_zone", "poison", "store_user")]
+    return None if None in told else any((text or "").strip() == "1" for text in told)
+
+
 def examine() -> Facts:
     """Read the machine; nothing is changed, no root is needed (but tells more)."""
     release = os.uname().release
@@ -336,4 +358,5 @@ def examine() -> Facts:
         kcore=os.access("/proc/kcore", os.R_OK),
         optimization_held=running_kernel.OPTIMIZATION_MARKER.exists(),
         kfence_interval=parse_number(_text(_KFENCE) or ""),
+        slabs_debugged=_slabs_debugged(),
     )

@@ -120,3 +120,12 @@ def test_sampling_by_kfence_is_told_with_its_remedy() -> None:
     assert told.subject == "KFENCE"
     assert "100 ms" in told.text
     assert told.remedy.startswith("echo 0 > /sys/module/kfence/")
+
+
+@pytest.mark.parametrize(("debugged", "text"), [(True, "is refused"), (None, "cannot be told")])
+def test_what_is_in_the_way_of_a_private_heap(debugged: bool | None, text: str) -> None:
+    verdict = judge(replace(FIT, slabs_debugged=debugged))
+    (note,) = [finding for finding in verdict.findings if finding.grade is not Grade.GOOD]
+    assert note.subject == "private heap"
+    assert text in note.text
+    assert verdict.can_report
