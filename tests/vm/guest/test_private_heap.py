@@ -149,6 +149,7 @@ def test_objects_outlive_the_policy_and_are_freed_by_the_kernel(policy: state.St
     assert wait_until(lambda: unload_module("o2c") == 0)
 
 
+@pytest.mark.full
 def test_objects_outlive_a_policy_that_is_removed_by_force(victim: Victim) -> None:
     caches = Path("/sys/kernel/slab")
     load_module("o2c")
@@ -162,6 +163,7 @@ def test_objects_outlive_a_policy_that_is_removed_by_force(victim: Victim) -> No
     assert wait_until(lambda: unload_module("o2c") == 0)
 
 
+@pytest.mark.full
 def test_phases_and_the_private_heap(victim: Victim) -> None:
     """Objects from before loading are let through in the transition; what is private never was there before."""
     unload_all()
@@ -173,8 +175,7 @@ def test_phases_and_the_private_heap(victim: Victim) -> None:
         assert victim.state()["other"] == 1
         assert names_of(events()[0]) == (("untracked object", "store_word"),)
         assert victim.run(ALLOCATORS) == 0
-        assert victim.run(FILL) > 0
-        assert {event.kind for event in events()[0]} <= {"private heap exhausted"}
+        assert events()[0] == []
         set_phase(NAME, "final")
         victim.run(OLD_FOREIGN)
         assert victim.state()["other"] == 0
