@@ -133,6 +133,8 @@ def compile_policy(source: SourceFile, options: CompileOptions) -> CompilationRe
         case _:
             emitted = emit(compiled, inner, watch)
             output = emitted.data
+    if not options.figures:
+        return CompilationResult(output, {}, diagnostics)
     if emitted is None:
         emitted = emit(compiled, inner, watch)
     return CompilationResult(output, statistics(compiled, emitted, watch), diagnostics)

@@ -35,11 +35,15 @@ class Degrade(StrEnum):
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Options of one compilation. `kernel` is a release, the path of a .o2k file, or None: found out."""
+    """Options of one compilation. `kernel` is a release, the path of a .o2k file, or None: found out.
+
+    `figures`: give `Compiled.stats`, for which the object is made whatever `emit` says.
+    """
 
     kernel: str | None = None
     layout: Layout = Layout.SITE
     emit: Emit = Emit.OBJECT
+    figures: bool = False
     degrade: Degrade | None = None
     passes: tuple[str, ...] | None = None  # None: the default pipeline
     search_path: tuple[str, ...] = ()  # directories of modules for `use`, before the standard library
@@ -47,7 +51,7 @@ class CompileOptions:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Result of a compilation without errors: the output's bytes, figures, and warnings."""
+    """Result of a compilation without errors: the output's bytes, figures if they were asked for, and warnings."""
 
     output: bytes
     stats: Mapping[str, Any] = field(default_factory=dict)

@@ -15,8 +15,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import zstandard
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
 
 from o2cc.diagnostics import DiagnosticError, error
 
@@ -221,6 +219,9 @@ def read(data: bytes, path: str = "") -> ObjectInfo:
 
     Raises DiagnosticError (O2C0608) when the file is no such object or is damaged.
     """
+    from elftools.common.exceptions import ELFError  # late: the compiler only writes
+    from elftools.elf.elffile import ELFFile
+
     try:
         section = ELFFile(io.BytesIO(data)).get_section_by_name(SECTION)
         content = None if section is None else section.data()

@@ -13,6 +13,7 @@ from o2cc import __version__
 from o2cc.bpf.layout import Layout
 from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, Reporter, diagnostic_command, run
 from o2cc.files import STANDARD_STREAM, write_atomic
+from o2cc.kernel.collection import without_collection
 from o2cc.options import CompileOptions, Degrade, Emit
 from o2cc.report.explain import explain
 from o2cc.report.warnings import WarningOptions, parse_warning_options
@@ -140,19 +141,21 @@ def o2cc(
       2    wrong usage
       70   a bug in o2cc itself
     """
-    from o2cc.driver import compile_policy  # late: `--help` and `--explain` need none of it
-
     reporter.warning_options = warnings
     source = reporter.read_source(policy)
     options = CompileOptions(
         kernel=kernel,
         layout=Layout(layout),
         emit=Emit(emit),
+        figures=stats is not None,
         degrade=Degrade(degrade) if degrade else None,
         passes=passes,
         search_path=include,
     )
-    compiled = compile_policy(source, options)
+    with without_collection():
+        from o2cc.driver import compile_policy  # late: `--help` and `--explain` need none of it
+
+        compiled = compile_policy(source, options)
     reporter.extend(compiled.diagnostics)
     if reporter.has_errors:
         return EXIT_CLEAN  # the reporter turns it into 1

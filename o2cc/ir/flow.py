@@ -30,11 +30,11 @@ _ENTRY_USERS = (ir.EntryLoad, ir.EntryStore, ir.EntryFetchAdd, ir.EntryCompareEx
 
 @dataclass(frozen=True)
 class Place:
-    """Where a message is about: a body, and a line in it."""
+    """Where a message is about: a body, and a line in it (printed only when there is a message)."""
 
     body: Body
     block: str = ""
-    text: str = ""
+    node: ir.Instruction | ir.Terminator | None = None
     span: Span | None = None
 
     def note(self) -> str:
@@ -42,7 +42,7 @@ class Place:
         where = f"in {kind} `{self.body.name}`"
         if self.block:
             where += f", block `{self.block}`"
-        return where + (f": `{self.text}`" if self.text else "")
+        return where + (f": `{_text(self.node)}`" if self.node is not None else "")
 
 
 class Report(Protocol):
@@ -66,18 +66,20 @@ def check_definitions(body: Body, report: Report) -> None:
             if defined is None:
                 continue
             if defined.name in numbers:
-                place = Place(body, block.name, print_instruction(instruction), span)
+                place = Place(body, block.name, instruction, span)
                 report("O2C0502", f"`%{defined.name}` is assigned twice", place)
             numbers.setdefault(defined.name, len(numbers))
             bits |= 1 << numbers[defined.name]
         own[block.name] = bits
     everything = (1 << len(numbers)) - 1
-    at_start = _forward(
-        body,
-        start,
-        everything,
-        lambda block, known: dict.fromkeys(successors(block.terminator), known | own[block.name]),
-    )
+    at_start = {body.blocks[0].name: start}
+    if len(body.blocks) > 1:
+        at_start = _forward(
+            body,
+            start,
+            everything,
+            lambda block, known: dict.fromkeys(successors(block.terminator), known | own[block.name]),
+        )
     for block in body.blocks:
         known = at_start[block.name]
         steps: list[tuple[ir.Instruction | ir.Terminator, Span | None]] = [
@@ -87,7 +89,7 @@ def check_definitions(body: Body, report: Report) -> None:
         for node, span in steps:
             for operand in operands(node):
                 if isinstance(operand, ir.Value) and not known >> numbers.get(operand.name, len(numbers)) & 1:
-                    _undefined(operand, Place(body, block.name, _text(node), span), numbers, report)
+                    _undefined(operand, Place(body, block.name, node, span), numbers, report)
             defined = None if isinstance(node, _TERMINATORS) else result(node)
             if defined is not None:
                 known |= 1 << numbers[defined.name]
@@ -125,11 +127,11 @@ def check_handles(body: Body, report: Report) -> None:
     at_start = _forward(body, 0, (1 << len(numbers)) - 1, edges)
     for block in body.blocks:
         for instruction, span in zip(block.instructions, block_spans(block), strict=False):
-            place = Place(body, block.name, print_instruction(instruction), span)
+            place = Place(body, block.name, instruction, span)
             _handle_use(instruction, handles, numbers, at_start[block.name], place, report)
         end = block.terminator
         if isinstance(end, ir.Return) and isinstance(end.value, ir.Value) and end.value.name in handles:
-            place = Place(body, block.name, print_terminator(end))
+            place = Place(body, block.name, end)
             report("O2C0506", "the handle of an entry cannot be returned", place)
 
 

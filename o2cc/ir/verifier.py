@@ -13,14 +13,14 @@ O2C0508 a loop without bound, O2C0509 recursion or too deep calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from o2cc.diagnostics import Collector, Diagnostic, DiagnosticError, Span, did_you_mean, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.flow import Place, check_definitions, check_handles
 from o2cc.ir.loops import unbounded_loop
-from o2cc.ir.printer import CONSTANT_PATTERN, NAME_PATTERN, print_instruction, print_terminator
+from o2cc.ir.printer import CONSTANT_PATTERN, NAME_PATTERN
 from o2cc.ir.walk import (
     Body,
     block_spans,
@@ -63,9 +63,24 @@ def require_valid(module: ir.Module) -> None:
 _Named = TypeVar("_Named", ir.Map, ir.Table, ir.Function)
 
 
-def _same_bodies(module: ir.Module, valid: ir.Module) -> frozenset[int]:
+def _bodies(module: ir.Module) -> list[Body]:
+    return [*module.functions, *module.checks, *module.hooks]
+
+
+def _same_code(module: ir.Module, valid: ir.Module) -> bool:
+    """Whether nothing but sites can differ from a valid module."""
+    return (
+        module.maps is valid.maps
+        and module.tables is valid.tables
+        and module.functions is valid.functions
+        and module.checks is valid.checks
+        and module.hooks is valid.hooks
+    )
+
+
+def _same_bodies(module: ir.Module, valid: ir.Module, called: Mapping[int, frozenset[str]]) -> frozenset[int]:
     """Identities of the tables and bodies of a module that are as they were in a valid one, and so is whatever
-    they name."""
+    they name.  ``called`` gives the functions that each body calls, by its identity."""
     tables = {id(table) for table in valid.tables}
     known = {id(table) for table in module.tables if id(table) in tables}
     names = {table.name for table in module.tables}
@@ -75,23 +90,19 @@ def _same_bodies(module: ir.Module, valid: ir.Module) -> frozenset[int]:
         return frozenset(known)
     arity = {function.name: len(function.parameters) for function in module.functions}
     before = {function.name: len(function.parameters) for function in valid.functions}
-    bodies: list[Body] = [*valid.functions, *valid.checks, *valid.hooks]
-    old = {id(body) for body in bodies}
-    now: list[Body] = [*module.functions, *module.checks, *module.hooks]
-    known |= {
-        id(body)
-        for body in now
-        if id(body) in old and all(arity.get(name) == before[name] for name in calls(body))
-    }
-    old_sites = {id(site) for site in valid.sites}
-    return frozenset(known | {id(site) for site in module.sites if id(site) in old_sites})
+    moved = {name for name, count in before.items() if arity.get(name) != count}
+    old = {id(body) for body in _bodies(valid)}
+    known |= {id(body) for body in _bodies(module) if id(body) in old and moved.isdisjoint(called[id(body)])}
+    return frozenset(known)
 
 
 class _Verifier:
     def __init__(self, module: ir.Module, valid: ir.Module | None = None) -> None:
         self.errors = Collector()
-        self._known = _same_bodies(module, valid) if valid is not None else frozenset()
         self._module = module
+        self._valid = valid
+        self._bodies = _bodies(module)
+        self._called: dict[int, frozenset[str]] = {}
         self._maps = {m.name: m for m in module.maps}
         self._tables = {t.name: t for t in module.tables}
         self._functions = {f.name: f for f in module.functions}
@@ -105,18 +116,30 @@ class _Verifier:
         self.errors.add(error(code, message, span, help=help))
 
     def run(self) -> None:
+        known: frozenset[int] = frozenset()
+        if self._valid is not None and _same_code(self._module, self._valid):
+            known = frozenset(id(check) for check in self._module.checks)
+        else:
+            known = self._code()
+        self._sites(known)
+
+    def _code(self) -> frozenset[int]:
+        """Everything but the sites; gives the identities of what was known to be sound."""
+        self._called = {id(body): calls(body) for body in self._bodies}
+        known = (
+            _same_bodies(self._module, self._valid, self._called) if self._valid is not None else frozenset()
+        )
         self._names()
         for map_ in self._module.maps:
             self._map(map_)
         for table in self._module.tables:
-            if id(table) not in self._known:
+            if id(table) not in known:
                 self._table(table)
-        bodies: list[Body] = [*self._module.functions, *self._module.checks, *self._module.hooks]
-        for body in bodies:
-            if id(body) not in self._known:
+        for body in self._bodies:
+            if id(body) not in known:
                 self._body(body)
-        self._call_graph(bodies)
-        self._sites()
+        self._call_graph()
+        return known
 
     # --- names and data -----------------------------------------------------------------------------------
 
@@ -211,7 +234,7 @@ class _Verifier:
                 )
             for target in successors(block.terminator):
                 if target not in names:
-                    place = Place(body, block.name, print_terminator(block.terminator))
+                    place = Place(body, block.name, block.terminator)
                     self._report(
                         "O2C0503", f"there is no block `{target}`", place, did_you_mean(target, names)
                     )
@@ -226,8 +249,8 @@ class _Verifier:
         check_handles(body, self._report)
         for block in body.blocks:
             for instruction, span in zip(block.instructions, block_spans(block), strict=False):
-                self._instruction(instruction, Place(body, block.name, "", span))
-            self._terminator(block.terminator, Place(body, block.name))
+                self._instruction(instruction, Place(body, block.name, instruction, span))
+            self._terminator(block.terminator, Place(body, block.name, block.terminator))
         loop = unbounded_loop(body)
         if loop is not None:
             self._report(
@@ -240,7 +263,7 @@ class _Verifier:
     # --- single instructions ------------------------------------------------------------------------------
 
     def _instruction(self, instruction: ir.Instruction, bare: Place) -> None:
-        place = Place(bare.body, bare.block, print_instruction(instruction), bare.span)
+        place = Place(bare.body, bare.block, instruction, bare.span)
         for operand in operands(instruction):
             self._operand(operand, place)
         body = place.body
@@ -299,7 +322,7 @@ class _Verifier:
                     self._count("arguments", name, len(arguments), len(function.parameters), place)
 
     def _terminator(self, terminator: ir.Terminator, bare: Place) -> None:
-        place = Place(bare.body, bare.block, print_terminator(terminator))
+        place = Place(bare.body, bare.block, terminator)
         for operand in operands(terminator):
             self._operand(operand, place)
         if isinstance(terminator, ir.Decide) and isinstance(place.body, ir.Hook):
@@ -364,7 +387,7 @@ class _Verifier:
 
     # --- calls and sites ----------------------------------------------------------------------------------
 
-    def _call_graph(self, bodies: list[Body]) -> None:
+    def _call_graph(self) -> None:
         depth: dict[str, int] = {}
         active: list[str] = []
         reported: set[str] = set()
@@ -384,49 +407,64 @@ class _Verifier:
                     self._report("O2C0509", f"function `{name}` calls itself: {path}", Place(function))
                 return 0
             active.append(name)
-            below = max((height(callee) for callee in sorted(calls(function))), default=0)
+            below = max((height(callee) for callee in sorted(self._called[id(function)])), default=0)
             active.pop()
             depth[name] = below + (0 if function.inline else 1)
             return depth[name]
 
-        for body in bodies:
+        for body in self._bodies:
             if isinstance(body, ir.Function):
                 height(body.name)
                 continue
             own = 2 if isinstance(body, ir.Check) else 1
-            frames = own + max((height(callee) for callee in sorted(calls(body))), default=0)
+            frames = own + max((height(callee) for callee in sorted(self._called[id(body)])), default=0)
             if frames > MAXIMUM_FRAMES:
                 message = f"`{body.name}` needs {frames} frames of calls, the kernel allows {MAXIMUM_FRAMES}"
                 self._report("O2C0509", message, Place(body))
 
-    def _sites(self) -> None:
-        known_checks = {check.name for check in self._module.checks if id(check) in self._known}
+    def _sites(self, known: frozenset[int]) -> None:
+        """All sites; those that were in the valid module with the same check are looked at for their number only."""
+        sites = self._module.sites
+        sound = {check.name for check in self._module.checks if id(check) in known}
+        old = {id(site) for site in self._valid.sites} if self._valid is not None else set()
         reads = {
             check.name: frozenset(i.name for i in instructions(check) if isinstance(i, ir.Parameter))
             for check in self._module.checks
         }
+        if len({site.number for site in sites}) < len(sites):
+            self._equal_numbers()
+        leaders = {site.number for site in sites if site.covered_by is None}
+        for site in sites:
+            if site.covered_by is not None:
+                if site.covered_by not in leaders:
+                    message = f"is covered by {site.covered_by}, which is no site with a check of its own"
+                    self._plain("O2C0503", f"{_place(site)} {message}", site.span)
+            elif id(site) in old and site.check in sound:
+                continue
+            given = dict(site.parameters)
+            if len(given) < len(site.parameters):
+                self._plain("O2C0502", f"{_place(site)} gives a parameter twice", site.span)
+            if not all(0 <= value < _WORD for value in given.values()):
+                self._plain(
+                    "O2C0507", f"{_place(site)} gives a parameter that does not fit 64 bits", site.span
+                )
+            wanted = reads.get(site.check)
+            if wanted is None:
+                near = did_you_mean(site.check, reads)
+                message = f"{_place(site)}: there is no check `{site.check}`"
+                self._plain("O2C0503", message, site.span, near)
+            elif not wanted <= given.keys():
+                for name in sorted(wanted - given.keys()):
+                    message = f"{_place(site)} gives no `{name}`, which check `{site.check}` reads"
+                    self._plain("O2C0503", message, site.span, did_you_mean(name, given))
+
+    def _equal_numbers(self) -> None:
         numbers: set[int] = set()
-        leaders = {site.number for site in self._module.sites if site.covered_by is None}
         for site in self._module.sites:
             if site.number in numbers:
                 self._plain("O2C0502", f"two sites have the number {site.number}", site.span)
             numbers.add(site.number)
-            if id(site) in self._known and site.check in known_checks and site.covered_by is None:
-                continue
-            where = f"site {site.number} (`{site.function}+{site.offset:#x}`)"
-            if site.covered_by is not None and site.covered_by not in leaders:
-                message = f"{where} is covered by {site.covered_by}, which is no site with a check of its own"
-                self._plain("O2C0503", message, site.span)
-            given = dict(site.parameters)
-            if len(given) < len(site.parameters):
-                self._plain("O2C0502", f"{where} gives a parameter twice", site.span)
-            if not all(0 <= value < _WORD for value in given.values()):
-                self._plain("O2C0507", f"{where} gives a parameter that does not fit 64 bits", site.span)
-            wanted = reads.get(site.check)
-            if wanted is None:
-                near = did_you_mean(site.check, reads)
-                self._plain("O2C0503", f"{where}: there is no check `{site.check}`", site.span, near)
-                continue
-            for name in sorted(wanted - given.keys()):
-                message = f"{where} gives no `{name}`, which check `{site.check}` reads"
-                self._plain("O2C0503", message, site.span, did_you_mean(name, given))
+
+
+def _place(site: ir.Site) -> str:
+    return f"site {site.number} (`{site.function}+{site.offset:#x}`)"

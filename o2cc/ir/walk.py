@@ -8,8 +8,10 @@ passes need no case for each kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from o2cc.ir.nodes import (
     Argument,
@@ -99,16 +101,31 @@ _EFFECTS = (
 Node = TypeVar("Node", bound=Instruction | Terminator)
 
 
+_TUPLE_FIELDS = frozenset(("key", "fields", "arguments"))
+
+
+def _reader(names: tuple[str, ...]) -> Callable[[Any], tuple[Operand, ...]]:
+    """What collects the operands of one kind of node."""
+    if not names:
+        return lambda node: ()
+    get: Callable[[Any], Any] = attrgetter(*names)
+    if _TUPLE_FIELDS.isdisjoint(names):
+        return get if len(names) > 1 else lambda node: (get(node),)
+    if len(names) == 1:
+        return get
+    return lambda node: tuple(
+        operand
+        for name, held in zip(names, get(node), strict=True)
+        for operand in (held if name in _TUPLE_FIELDS else (held,))
+    )
+
+
+_READERS = {kind: _reader(names) for kind, names in _OPERAND_FIELDS.items()}
+
+
 def operands(node: Instruction | Terminator) -> tuple[Operand, ...]:
     """Every operand that an instruction or a terminator reads, in textual order."""
-    found: list[Operand] = []
-    for name in _OPERAND_FIELDS[type(node)]:
-        held = getattr(node, name)
-        if isinstance(held, tuple):
-            found.extend(held)
-        else:
-            found.append(held)
-    return tuple(found)
+    return _READERS[type(node)](node)
 
 
 def map_operands(node: Node, change: Callable[[Operand], Operand]) -> Node:
@@ -127,10 +144,16 @@ def result(instruction: Instruction) -> Value | None:
     return getattr(instruction, "result", None)
 
 
-def with_result(instruction: Instruction, value: Value) -> Instruction:
-    """The same instruction with another result; it must have one."""
-    changed: Any = replace(cast("Any", instruction), result=value)
-    return cast("Instruction", changed)
+_DEFINED = ("result", "variable")
+_PROPERTIES: dict[type, tuple[str, ...]] = {
+    kind: tuple(f.name for f in dataclass_fields(kind) if f.name not in (*names, *_DEFINED))
+    for kind, names in _OPERAND_FIELDS.items()
+}
+
+
+def properties(instruction: Instruction) -> tuple[object, ...]:
+    """What an instruction says beside its operands and what it defines: sizes, names of tables, operators, ..."""
+    return tuple(getattr(instruction, name) for name in _PROPERTIES[type(instruction)])
 
 
 def has_effect(instruction: Instruction) -> bool:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """No cyclic garbage collection meanwhile: it takes a third of the time of a scan and finds nothing."""
+    """No cyclic garbage collection meanwhile: it takes a third of the time of a scan or a
+    compilation and finds nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:

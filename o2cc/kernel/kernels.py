@@ -7,7 +7,6 @@ then it is looked for in ``kernels/RELEASE`` of the cache directory (``$O2C_CACH
 ``~/.cache/o2c``) and in the root file system.
 """
 
-import os
 import re
 import threading
 from contextlib import suppress
@@ -24,6 +23,7 @@ from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, failure
 from o2cc.kernel.image import decompress, kernel_image
 from o2cc.kernel.kallsyms import KernelSymbols, read_kallsyms
 from o2cc.kernel.types import kernel_facts
+from o2cc.resources import cache_directory
 
 MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _VERSION = re.compile(rb"Linux version ([0-9][^ \0]{0,80}) ")
@@ -159,15 +159,6 @@ def open_kernel(name: str, release: str | None = None) -> Kernel:
                 return found
     help = "give a boot image, a directory of an unpacked kernel package, or an installed release"
     raise failure(NO_KERNEL, f"no kernel `{name}` found", name, help)
-
-
-def cache_directory() -> Path:
-    """Where kernels that were fetched are kept."""
-    own = os.environ.get("O2C_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "o2c"
 
 
 def _in_directory(root: Path, release: str | None) -> Kernel | None:

@@ -10,9 +10,7 @@ from pathlib import Path
 from o2cc.files import read_bytes, write_atomic
 from o2cc.kernel import codec
 from o2cc.kernel.description import Description
-from o2cc.kernel.elf import read_elf
-from o2cc.kernel.kernels import cache_directory, read_module
-from o2cc.resources import resource_directory
+from o2cc.resources import cache_directory, resource_directory
 
 _SIZE_LIMIT = 256 << 20
 
@@ -43,6 +41,9 @@ def save(description: Description, path: str | Path) -> int:
 
 def read_build_identity(path: str | Path) -> BuildIdentity:
     """The identity of a module file (``.ko``, also packed). Raises DiagnosticError for what is no ELF file."""
+    from o2cc.kernel.elf import read_elf  # late: the compiler only reads descriptions, and these bring numpy
+    from o2cc.kernel.kernels import read_module
+
     elf = read_elf(read_module(Path(path)), str(path))
     info = elf.module_info()
     release = info.get("vermagic", "").partition(" ")[0]

@@ -20,6 +20,7 @@ has run and said no, and the second store would go through.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -62,7 +63,7 @@ class DischargeCheckedBefore(Pass):
 
     def run(self, module: ir.Module, context: PassContext) -> ir.Module:
         target = context.target
-        index = UnitIndex(target)
+        index = context.units
         harmless = harmless_functions(index, frozenset(self.harmless))
         lookup = SiteLookup(target)
         checked: dict[str, set[Store]] = {}
@@ -167,9 +168,11 @@ class _Unit:
         offsets: dict[str, list[int]] = {}
         for name, offset in {*sites, *losses}:
             offsets.setdefault(name, []).append(offset)
+        ordered = {name: sorted(found) for name, found in offsets.items()}
         for (name, start), block in self.graph.blocks.items():
             events: list[_Event] = [_Event(start, value) for value in losses.get((name, start), ())]
-            for offset in sorted(o for o in offsets.get(name, ()) if start <= o < block.end):
+            places = ordered.get(name, [])
+            for offset in places[bisect_left(places, start) : bisect_left(places, block.end)]:
                 place = sites.get((name, offset))
                 written = (
                     written_range(place) if place is not None and (name, offset) in self.checked else None

@@ -40,11 +40,12 @@ class Graph:
 
 @dataclass
 class UnitIndex:
-    """All units of a description; made once for a pass."""
+    """All units of a description; passes share that of their context."""
 
     target: Description
     parts: dict[str, list[Function]] = field(init=False)
     _jumps_in: dict[str, set[tuple[str, int]]] = field(init=False)
+    _graphs: dict[str, Graph | None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parts = {}
@@ -63,6 +64,11 @@ class UnitIndex:
 
     def graph(self, owner: str) -> Graph | None:
         """The control flow of a unit; None if the description does not show all of it."""
+        if owner not in self._graphs:
+            self._graphs[owner] = self._graph(owner)
+        return self._graphs[owner]
+
+    def _graph(self, owner: str) -> Graph | None:
         parts = self.parts.get(owner, [])
         names = {part.name for part in parts}
         if len(names) != len(parts) or any(part.problems or not part.blocks for part in parts):

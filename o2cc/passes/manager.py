@@ -17,6 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 from o2cc.diagnostics import Diagnostic, DiagnosticError, did_you_mean, error
@@ -24,6 +25,7 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.verifier import require_valid, verify
 from o2cc.ir.walk import Body
 from o2cc.kernel.description import Description
+from o2cc.passes.graph import UnitIndex
 
 DESCRIPTION = "description"
 """The fact that the context holds a description of the target."""
@@ -61,6 +63,11 @@ class PassContext:
         if not self.skips_violations:
             found.add(VIOLATIONS_NOT_SKIPPED)
         return frozenset(found)
+
+    @cached_property
+    def units(self) -> UnitIndex:
+        """The units of the target, for passes that require the description."""
+        return UnitIndex(self.target)
 
     @property
     def target(self) -> Description:

@@ -11,6 +11,7 @@ It requires that violating stores are not skipped: the first store's probe canno
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -54,7 +55,7 @@ class MergeChecks(Pass):
             return module
         others = next(iter(shapes.values())).others
         bases = {name: shape.base for name, shape in shapes.items() if shape.others == others}
-        groups = list(self._groups(module, context.target, bases))
+        groups = list(self._groups(module, context.units, bases))
         if not groups:
             return module
         rows: list[tuple[int, ...]] = []
@@ -78,10 +79,11 @@ class MergeChecks(Pass):
         )
 
     def _groups(
-        self, module: ir.Module, target: Description, bases: Mapping[str, str]
+        self, module: ir.Module, units: UnitIndex, bases: Mapping[str, str]
     ) -> Iterator[list[_Member]]:
         """Groups of at least two stores, in the order of their first ones."""
-        harmless = harmless_functions(UnitIndex(target), frozenset(self.harmless))
+        target = units.target
+        harmless = harmless_functions(units, frozenset(self.harmless))
         lookup = SiteLookup(target)
         members: dict[str, dict[int, _Member]] = {}
         for site in module.sites:
@@ -102,11 +104,13 @@ class MergeChecks(Pass):
     ) -> Iterator[list[_Member]]:
         defined = _definitions(target, function)
         finished: list[list[_Member]] = []
+        offsets = sorted({site.offset for site in function.sites} | defined.keys())
         for block in function.blocks:
             faults = {offset for offset, _ in block.faults}
-            offsets = {site.offset for site in function.sites} | faults | defined.keys()
             group: dict[int, list[_Member]] = {}
-            for offset in sorted(o for o in offsets if block.start <= o < block.end):
+            for offset in sorted(
+                {*offsets[bisect_left(offsets, block.start) : bisect_left(offsets, block.end)], *faults}
+            ):
                 if offset in faults:
                     group.clear()
                     continue

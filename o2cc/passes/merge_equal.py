@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from o2cc.ir import nodes as ir
-from o2cc.ir.walk import Body, map_operands, map_targets, result, with_result
+from o2cc.ir.walk import Body, operands, properties, result
 from o2cc.passes.manager import Pass, PassContext, SomeBody
 
 
@@ -50,38 +51,43 @@ def _representatives(bodies: tuple[ir.Function, ...] | tuple[ir.Check, ...]) -> 
 
 def canonical(body: Body) -> object:
     """Something hashable that two bodies share exactly when they differ in names and spans only."""
-    values: dict[str, str] = {}
-    variables: dict[str, str] = {}
-    numbers = {block.name: f"b{number}" for number, block in enumerate(body.blocks)}
+    values: dict[str, int] = {}
+    variables: dict[str, int] = {}
+    numbers = {block.name: number for number, block in enumerate(body.blocks)}
     parameters: tuple[str, ...] = ()
     inline = False
     if isinstance(body, ir.Function):
         parameters, inline = body.parameters, body.inline
     for name in parameters:
-        values[name] = f"v{len(values)}"
+        values[name] = len(values)
 
-    def rename(operand: ir.Operand) -> ir.Operand:
+    def number(operand: ir.Operand) -> tuple[str, int]:
         if isinstance(operand, ir.Value):
-            return ir.Value(values.setdefault(operand.name, f"v{len(values)}"))
+            return "value", values.setdefault(operand.name, len(values))
         if isinstance(operand, ir.Variable):
-            return ir.Variable(variables.setdefault(operand.name, f"x{len(variables)}"))
-        return ir.Constant(operand.value)
+            return "variable", variables.setdefault(operand.name, len(variables))
+        return "constant", operand.value
 
-    shape: list[object] = [type(body).__name__, len(parameters), inline]
+    shape: list[object] = [type(body), len(parameters), inline]
     for block in body.blocks:
         for instruction in block.instructions:
-            changed = map_operands(instruction, rename)
-            defined = result(changed)
+            shape.append(type(instruction))
+            shape.extend(map(number, operands(instruction)))
+            shape.append(properties(instruction))
+            defined = instruction.variable if isinstance(instruction, ir.Assign) else result(instruction)
             if defined is not None:
-                renamed = values.setdefault(defined.name, f"v{len(values)}")
-                changed = with_result(changed, ir.Value(renamed))
-            elif isinstance(changed, ir.Assign):
-                renamed = variables.setdefault(changed.variable.name, f"x{len(variables)}")
-                changed = replace(changed, variable=ir.Variable(renamed))
-            shape.append(changed)
-        end = map_operands(block.terminator, rename)
-        shape.append(map_targets(end, lambda name: numbers.get(name, name)))
+                shape.append(number(defined))
+        end = block.terminator
+        shape.append(type(end))
+        shape.extend(map(number, operands(end)))
+        shape.append(end.verdict if isinstance(end, ir.Decide) else _targets(end, numbers))
     return tuple(shape)
+
+
+def _targets(end: ir.Terminator, numbers: Mapping[str, int]) -> tuple[int | str, ...]:
+    """Where a terminator goes, by the numbers of the blocks."""
+    names = {ir.Branch: ("if_true", "if_false"), ir.Jump: ("target",)}.get(type(end), ())
+    return tuple(numbers.get(name, name) for name in (getattr(end, field) for field in names))
 
 
 def _redirect_calls(module: ir.Module, same: dict[str, str]) -> ir.Module:

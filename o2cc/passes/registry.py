@@ -42,6 +42,7 @@ _SITES: tuple[Pass, ...] = (
     MergeChecks(),
 )
 _CODE: tuple[Pass, ...] = (
+    MergeEqual(),  # half of the checks that lowering makes: the passes after it have less to do
     ConstantFolding(),
     SimplifyControlFlow(),
     DeadCode(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Function, Site
-from o2cc.passes.graph import Node, UnitIndex
+from o2cc.passes.graph import Node
 from o2cc.passes.manager import CONTROL_FLOW, DESCRIPTION, Pass, PassContext
 from o2cc.passes.sites import KEPT_FLOW, Proof, discharge
 
@@ -23,7 +23,7 @@ class DischargeUnreachable(Pass):
     provides = frozenset({"unreachable"})
 
     def run(self, module: ir.Module, context: PassContext) -> ir.Module:
-        index = UnitIndex(context.target)
+        index = context.units
         dead: dict[str, frozenset[Node]] = {}
 
         def prove(_site: ir.Site, function: Function, place: Site) -> Proof | None:

@@ -24,6 +24,7 @@ from o2cc.syntax.builder import AstBuilder
 from o2cc.syntax.lexical import scan_text
 from o2cc.syntax.recovery import Recovery
 from o2cc.syntax.states import Interactive
+from o2cc.syntax.tables import cached_parser
 
 MAX_ERRORS = 50
 
@@ -40,16 +41,21 @@ class _KeepNames:
 
 @cache
 def grammar() -> Lark:
-    """The parser tables, built once a process (about 0.15 s)."""
+    """The parser, made once a process."""
     text = (resource_directory("grammar") / "o2c.lark").read_text(encoding="utf-8")
-    return Lark(
-        text,
-        parser="lalr",
-        lexer="contextual",
-        propagate_positions=True,
-        maybe_placeholders=False,
-        postlex=_KeepNames(),
-    )
+    postlex = _KeepNames()
+
+    def build() -> Lark:
+        return Lark(
+            text,
+            parser="lalr",
+            lexer="contextual",
+            propagate_positions=True,
+            maybe_placeholders=False,
+            postlex=postlex,
+        )
+
+    return cached_parser(text, build, postlex)
 
 
 @dataclass(frozen=True)

@@ -123,3 +123,11 @@ def test_warnings(
     assert shown in shown_in_fact
     assert bool(shown) == bool(shown_in_fact)
     assert os.path.exists("a.bpf.o") == (status == 0)
+
+
+def test_figures_are_asked_for_only_with_stats(compiler: FakeCompiler) -> None:
+    assert run(o2cc, "o2cc", ["a.o2c", "--emit", "check"]) == 0
+    assert compiler.options is not None
+    assert not compiler.options.figures
+    assert run(o2cc, "o2cc", ["a.o2c", "--emit", "check", "--stats", "s.json"]) == 0
+    assert compiler.options.figures
