@@ -13,7 +13,7 @@ import sklearn  # noqa: F401
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.files import write_atomic
-from o2cc.trees.dataset import read_profiles
+from o2cc.trees.dataset import MOMENTS, read_profiles
 from o2cc.trees.file import write_tree
 from o2cc.trees.report import report_as_text, write_plots
 from o2cc.trees.study import Study, study
@@ -41,7 +41,7 @@ from o2cc.trees.train import train as train_tree
 )
 @click.option(
     "--moment",
-    type=click.Choice(["alloc", "access", "free", "all"]),
+    type=click.Choice([*MOMENTS, "all"]),
     default="all",
     show_default=True,
     help="Samples to use.",

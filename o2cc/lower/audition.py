@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The audition of objects from before loading: a decision tree says what they are.
 
-``audition(base, site, head)`` answers 0 when the tree is not sure enough (or there is none), 1 when the object was
-accepted and recorded, 2 when it is certainly none that the compartment may touch.  Accepting asks for the confidence
+``audition(base, site, head)`` answers 0 when nothing is decided, 1 when the object was accepted and recorded, 2 when it
+is certainly none that the compartment may touch, 3 when the tree is not sure enough.  Accepting asks for the confidence
 that the policy requires; refusing asks for it from the leaf's held-out bound (`o2cc.trees.tree.Leaf.bound`), since a
 wrong refusal breaks a healthy system.
 """
@@ -18,6 +18,7 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.lower.caches import PAYLOAD_CACHES, name_words
 from o2cc.lower.context import Lowering
+from o2cc.lower.places import own_bounds
 from o2cc.policy.model import Audition
 
 if TYPE_CHECKING:  # trees bring numpy, which a policy without an audition need not wait for
@@ -40,15 +41,31 @@ def audition_parts(
         code.give_back(0)
         function = ir.Function("classify", ("base", "size", "cache_flags"), code.finish())
         tables = (_classes_table(()), _payload_table(()))
-        return (function,), tables, {"const(PAYLOAD_CACHES)": len(PAYLOAD_CACHES)}
+        return (function,), tables, _constants(PAYLOAD_CACHES, at_access=False, at_free=False)
     from o2cc.trees.lower import lower_tree
 
-    lowered = lower_tree(tree, name="classify", outcome=_outcome(float(audition.confidence)))
+    lowered = lower_tree(
+        tree,
+        name="classify",
+        outcome=_outcome(float(audition.confidence)),
+        own=lambda code: own_bounds(code, lowering.description),
+    )
     classes = tuple(_class_row(lowering, audition, name) for name in tree.classes)
     accepted = audition.accept_payload
     _check_patterns(audition)
     all_tables = (*lowered.tables, _classes_table(classes), _payload_table(accepted))
-    return lowered.functions, all_tables, {"const(PAYLOAD_CACHES)": len(accepted) + len(PAYLOAD_CACHES)}
+    constants = _constants(
+        (*accepted, *PAYLOAD_CACHES), at_access=audition.at_access, at_free=audition.at_free
+    )
+    return lowered.functions, all_tables, constants
+
+
+def _constants(payload: tuple[str, ...], *, at_access: bool, at_free: bool) -> dict[str, int]:
+    return {
+        "const(PAYLOAD_CACHES)": len(payload),
+        "const(AT_ACCESS)": int(at_access),
+        "const(AT_FREE)": int(at_free),
+    }
 
 
 def _check_patterns(audition: Audition) -> None:

@@ -159,6 +159,32 @@ def emit_layout(code: Builder, description: Description) -> None:
         code.store("layout", row, "flat", starts.get(section.name, 0))
 
 
+def own_bounds(code: Builder, description: Description) -> dict[str, ir.Operand]:
+    """Bounds of the compartment's code, constants and data, by their names in `o2cc.trees.features.Layout`: from the
+    first to the last section of each kind, as far as they are in memory.  Built-in code has none of its own."""
+    if description.target.kind != "module":
+        return {}
+    bounds: dict[str, ir.Operand] = {}
+    for kind, name in ((KIND_TEXT, "own_text"), (KIND_CONSTANT, "own_constants"), (KIND_DATA, "own_data")):
+        low: ir.Operand = ir.Constant(2**64 - 1)
+        high: ir.Operand = ir.Constant(0)
+        for section in description.sections:
+            if section_kind(section, description.target) != kind or section.anchor_symbol is None:
+                continue
+            if section.initial or section.per_cpu:
+                continue
+            anchor = code.symbol(section.anchor_symbol)
+            present = code.binary(ir.BinaryOperator.NE, anchor, 0)
+            start = code.binary(ir.BinaryOperator.SUB, anchor, section.anchor_offset)
+            end = code.add(start, section.size)
+            lower = code.binary(ir.BinaryOperator.ULT, start, low)
+            upper = code.binary(ir.BinaryOperator.UGT, end, high)
+            low = code.select(code.binary(ir.BinaryOperator.AND, present, lower), start, low)
+            high = code.select(code.binary(ir.BinaryOperator.AND, present, upper), end, high)
+        bounds |= {name: low, f"{name}_end": high}
+    return bounds
+
+
 def static_address(code: Builder, description: Description, address: StaticAddress) -> ir.Operand | None:
     """Instructions that compute an address fixed at link time; None when nothing anchors its section."""
     if address.section is not None:

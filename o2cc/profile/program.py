@@ -20,6 +20,8 @@ from o2cc.trees.features import LAYOUT_FIELDS
 from o2cc.trees.lower import AREAS, resolve_areas
 
 NAME = "o2c_profile"
+COMPARTMENT = "compartment"
+"""Target of the hook that is attached to functions of the compartment."""
 WORDS = 32
 """8-byte words of an object that a record holds: 256 bytes."""
 

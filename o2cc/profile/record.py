@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import os
+import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from o2cc.diagnostics import DiagnosticError, error
 from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.types import kernel_facts
 from o2cc.profile.labels import Labeller, TextSymbols, Types
-from o2cc.profile.program import NAME, SamplingProgram, make_program
+from o2cc.profile.program import COMPARTMENT, NAME, SamplingProgram, make_program
 from o2cc.profile.samples import Sample, decode
 from o2cc.profile.site_types import bundled_sites
 from o2cc.runtime import kernel_calls, running_kernel, tables
@@ -28,6 +29,7 @@ _BTF = Path("/sys/kernel/btf")
 _NOTES = Path("/sys/kernel/notes")
 _LOG_LINES = 12
 _POLL = 100  # milliseconds
+_NO_FUNCTIONS = ("__pfx_", "__cfi_", "init_module", "cleanup_module")
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,13 @@ def record(
     program: SamplingProgram,
     *,
     seconds: float,
+    functions: Sequence[int] = (),
     progress: Callable[[int, int], None] = lambda samples, lost: None,
 ) -> Recording:
     """Record for a time, or until interrupted.  ``progress`` is told of samples and lost records.
 
+    ``functions``: addresses of the compartment's functions whose arguments are looked at; those that take no probe are
+    left out.
     Nothing of it stays in the kernel, also when the process is killed: links live as long as their descriptors.
     Raises DiagnosticError: O2C0820 (refused), O2C0821 (a hook).
     """
@@ -128,7 +133,7 @@ def record(
         maps = loaded.maps()
         buffer = stack.enter_context(RingBuffer(maps["samples"], receive))
         with ExitStack() as links:
-            _attach(info, loaded, links)
+            _attach(info, loaded, functions, links)
             end = time.monotonic() + seconds
             with suppress(KeyboardInterrupt):
                 while (left := end - time.monotonic()) > 0:
@@ -141,18 +146,21 @@ def record(
         )
 
 
-def _attach(info: ObjectInfo, loaded: BpfObject, links: ExitStack) -> None:
+def _attach(info: ObjectInfo, loaded: BpfObject, functions: Sequence[int], links: ExitStack) -> None:
     programs = loaded.programs()
     for hook in info.hooks:
         program = programs[hook.program].descriptor
+        if hook.target == COMPARTMENT:
+            for address in functions:
+                with suppress(OSError):
+                    _attach_kprobe(program, address, links)
+            continue
         try:
             if hook.kind == "raw_tracepoint":
                 links.callback(os.close, kernel_calls.open_raw_tracepoint(program, hook.target))
             else:
                 address = running_kernel.read_symbols(None).addresses.get(hook.target, 0)
-                event = kernel_calls.kprobe_event(address)
-                links.callback(os.close, event)
-                links.callback(os.close, kernel_calls.link_perf_event(program, event, 0))
+                _attach_kprobe(program, address, links)
         except OSError as problem:
             raise DiagnosticError(
                 error(
@@ -161,6 +169,31 @@ def _attach(info: ObjectInfo, loaded: BpfObject, links: ExitStack) -> None:
                     f"{os.strerror(problem.errno or 0).lower()}",
                 )
             ) from problem
+
+
+def _attach_kprobe(program: int, address: int, links: ExitStack) -> None:
+    event = kernel_calls.kprobe_event(address)
+    links.callback(os.close, event)
+    links.callback(os.close, kernel_calls.link_perf_event(program, event, 0))
+
+
+def some_functions(module: str, count: int, seed: str) -> tuple[int, ...]:
+    """Addresses of at most ``count`` functions of a loaded module, drawn by ``seed``, ascending.
+
+    Drawn, since a probe costs tens of milliseconds; another boot draws others.
+    """
+    with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
+        found = [
+            int(parts[0], 16)
+            for parts in map(str.split, lines)
+            if len(parts) == 4
+            and parts[3] == f"[{module}]"
+            and parts[1] in "tT"
+            and not parts[2].startswith(_NO_FUNCTIONS)
+            and ".cold" not in parts[2]
+        ]
+    found = sorted(set(found))
+    return tuple(sorted(random.Random(seed).sample(found, min(count, len(found)))))
 
 
 def _row(info: ObjectInfo, maps: dict[str, int], name: str) -> tables.Row:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from o2cc.profile.program import WORDS
 
-_MOMENTS = {1: "access", 2: "free"}
+_MOMENTS = {1: "live", 2: "free", 3: "access"}
 _HEAD = 11
 RECORD = struct.Struct(f"<{_HEAD + WORDS}Q")
 

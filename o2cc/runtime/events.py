@@ -18,6 +18,8 @@ KINDS: Mapping[int, str] = {
     6: "foreign free",
     7: "entry argument",
     8: "private heap exhausted",
+    9: "uncertain object",
+    10: "audition disagrees at free",
 }
 
 CLASSES: Mapping[int, str] = {

@@ -16,7 +16,7 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.ir.interpreter import Outcome
 from o2cc.kernel.description import Description
-from o2cc.lower.context import UNTRACKED_TOUCHED
+from o2cc.lower.context import UNCERTAIN_TOUCHED, UNTRACKED_TOUCHED
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.lower.gates import FLAG_OWN, FLAG_TYPED, emit_gain
 from o2cc.lower.heap import allocates
@@ -237,7 +237,7 @@ class _Run:
         if not kinds:
             self.verdict = "allow"
         else:
-            self.verdict = "audition" if kinds[-1] == UNTRACKED_TOUCHED else "deny"
+            self.verdict = "audition" if kinds[-1] in (UNTRACKED_TOUCHED, UNCERTAIN_TOUCHED) else "deny"
 
     def _registers(self, arguments: Iterable[model.TestValue]) -> dict[str, int]:
         values = [self._value(argument) for argument in arguments]

@@ -8,7 +8,7 @@ Columns (see `schema`): one row is one object at one moment.
     workload     what was running
     label        type of the object, or the site that allocated it
     evidence     how the label is known: `payload`, `cache`, `debug`, `flow`, ... (docs/profiles.md)
-    moment       `alloc`, `access` or `free`
+    moment       `alloc`, `live` (in the middle of its life), `access` (by the compartment) or `free`
     address      of the object
     size         in bytes
     cache        name of the slab cache
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.trees.features import LAYOUT_FIELDS, Objects, extract, feature_set
 
-MOMENTS = ("alloc", "access", "free")
+MOMENTS = ("alloc", "live", "access", "free")
 TEXT_COLUMNS = ("kernel", "boot", "workload", "label", "evidence", "moment", "cache")
 NUMBER_COLUMNS = ("address", "size", "cache_flags")
 GENERAL_CACHE_PREFIXES = ("kmalloc-", "dma-kmalloc-")
@@ -133,7 +133,7 @@ def profile_from_table(table: Any, path: str) -> Profile:
     texts = {name: np.array(table.column(name).to_pylist(), dtype=object) for name in TEXT_COLUMNS}
     wrong = sorted(set(texts["moment"]) - set(MOMENTS))
     if wrong:
-        raise _broken(f"a sample's moment is `{wrong[0]}`, moments are alloc, access and free", path)
+        raise _broken(f"a sample's moment is `{wrong[0]}`, moments are alloc, live, access and free", path)
     numbers = {name: np.asarray(table.column(name).to_numpy(), dtype=np.uint64) for name in NUMBER_COLUMNS}
     if (numbers["size"] == 0).any():
         raise _broken("a sample's object has no bytes", path)
@@ -149,6 +149,9 @@ def profile_from_table(table: Any, path: str) -> Profile:
     words[present] = flat
     cut = lengths[lengths < whole_words]
     layout_column = table.column("layout").combine_chunks()
+    unknown = [name for name in LAYOUT_FIELDS if layout_column.field(name).null_count]
+    if unknown:
+        raise _broken(f"the layout lacks `{unknown[0]}`", path, "record the profile again with this o2c")
     layout = np.stack(
         [layout_column.field(name).to_numpy(zero_copy_only=False) for name in LAYOUT_FIELDS], axis=1
     )

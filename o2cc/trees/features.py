@@ -8,15 +8,24 @@ unsigned); the compiled program decides by the same list in the same order:
     ZERO          w == 0
     SMALL         w < 2**16
     ERROR         w >= 2**64 - 4095: an error number as pointer (MAX_ERRNO, include/linux/err.h, 6.1)
+    POISON        w is LIST_POISON1 or LIST_POISON2: taken off a list (include/linux/poison.h, 6.1, x86-64)
     SELF          address <= w < address + size: points into the object itself
     KERNEL_TEXT   layout.kernel_text  <= w < layout.kernel_text_end
     KERNEL_DATA   layout.kernel_text_end <= w < layout.kernel_end: constants, variables, operation tables
-    MODULE        layout.modules      <= w < layout.modules_end: code and data of modules
+    OWN_TEXT      layout.own_text      <= w < layout.own_text_end: code of the compartment's module
+    OWN_CONSTANT  layout.own_constants <= w < layout.own_constants_end: its constants
+    OWN_DATA      layout.own_data      <= w < layout.own_data_end: its variables
+    MODULE        layout.modules      <= w < layout.modules_end: code and data of other modules
     DIRECT_MAP    layout.direct_map   <= w < layout.direct_map_end
     VMALLOC       layout.vmalloc      <= w < layout.vmalloc_end
     VMEMMAP       layout.vmemmap      <= w < layout.vmemmap_end
     ASCII         no byte of w is above 127 and its four lowest bytes are each at least 32
     OTHER         none of these
+
+Further features of a word, 0 where it is missing:
+
+    self-offset   1 + w - address when w - address < size (modulo 2**64), else 0: 8 * index + 1 is an empty list's head
+    low, high     its lower and upper 32 bits, at most 2**16: counters, types, lengths and flags, never an address
 
 Areas move with every boot (KASLR) and with the paging depth, so that their bounds are inputs: a `Layout` is
 read from the running kernel (Documentation/arch/x86/x86_64/mm.rst, 6.12, lists the areas).
@@ -41,6 +50,8 @@ ASCII_LOW_BYTES = 0xFFFF_FFFF
 ASCII_CARRY = 0x6060_6060
 ASCII_PRINTABLE = 0x8080_8080
 
+LIST_POISONS = (0xDEAD_0000_0000_0100, 0xDEAD_0000_0000_0122)
+HALF_CAP = 2**16
 
 MODULES_START = 0xFFFF_FFFF_C000_0000
 MODULES_END = 0xFFFF_FFFF_FF00_0000
@@ -70,6 +81,10 @@ class WordClass(IntEnum):
     KERNEL_DATA = 10
     KERNEL_TEXT = 11
     ERROR = 12
+    POISON = 13
+    OWN_TEXT = 14
+    OWN_CONSTANT = 15
+    OWN_DATA = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +102,12 @@ class Layout:
     vmalloc_end: int
     vmemmap: int
     vmemmap_end: int
+    own_text: int = 0
+    own_text_end: int = 0
+    own_constants: int = 0
+    own_constants_end: int = 0
+    own_data: int = 0
+    own_data_end: int = 0
 
     def __post_init__(self) -> None:
         if not all(0 <= bound <= WORD_MAX for bound in astuple(self)):
@@ -117,6 +138,8 @@ class Layout:
 
 
 LAYOUT_FIELDS = tuple(field.name for field in fields(Layout))
+OWN_FIELDS = tuple(name for name in LAYOUT_FIELDS if name.startswith("own_"))
+"""Bounds of the compartment's module; all zero, so that nothing lies there, when it is not a module or not loaded."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +180,13 @@ def classify_words(
         (words == 0, WordClass.ZERO),
         (words < np.uint64(SMALL_END), WordClass.SMALL),
         (words >= np.uint64(ERROR_START), WordClass.ERROR),
+        (np.isin(words, np.array(LIST_POISONS, dtype=np.uint64)), WordClass.POISON),
         ((words >= address) & (words - address < size), WordClass.SELF),
         (within("kernel_text", "kernel_text_end"), WordClass.KERNEL_TEXT),
         (within("kernel_text_end", "kernel_end"), WordClass.KERNEL_DATA),
+        (within("own_text", "own_text_end"), WordClass.OWN_TEXT),
+        (within("own_constants", "own_constants_end"), WordClass.OWN_CONSTANT),
+        (within("own_data", "own_data_end"), WordClass.OWN_DATA),
         (within("modules", "modules_end"), WordClass.MODULE),
         (within("direct_map", "direct_map_end"), WordClass.DIRECT_MAP),
         (within("vmalloc", "vmalloc_end"), WordClass.VMALLOC),
@@ -190,24 +217,35 @@ def extract(features: Sequence[Feature], objects: Objects) -> Words:
             else:
                 words = np.zeros(len(objects), dtype=np.uint64)
                 present = np.zeros(len(objects), dtype=np.bool_)
-            if feature.kind is FeatureKind.WORD:
-                vectors[:, column] = np.where(present, words, np.uint64(MISSING_WORD))
-            else:
-                vectors[:, column] = classify_words(
-                    words, present, objects.address, objects.size, objects.layout
-                )
+            vectors[:, column] = _of_word(feature.kind, words, present, objects)
     return vectors
+
+
+def _of_word(kind: FeatureKind, words: Words, present: NDArray[np.bool_], objects: Objects) -> Words:
+    """A feature of one word of every object."""
+    if kind is FeatureKind.WORD_CLASS:
+        return classify_words(words, present, objects.address, objects.size, objects.layout)
+    if kind is FeatureKind.SELF_OFFSET:
+        distance = words - objects.address
+        return np.where(present & (distance < objects.size), distance + np.uint64(1), np.uint64(0))
+    known = np.where(present, words, np.uint64(MISSING_WORD))
+    if kind is FeatureKind.WORD:
+        return known
+    half = known & np.uint64(2**32 - 1) if kind is FeatureKind.LOW else known >> np.uint64(32)
+    capped: Words = np.minimum(half, np.uint64(HALF_CAP))
+    return capped
 
 
 def feature_set(name: str, words: int) -> tuple[Feature, ...]:
     """The features of a named set over the first `words` words of an object.
 
-    `classes`: classes of words, size and cache flags.  `raw`: raw words only, what the O2C paper uses.
-    `size`: size and cache flags only.  Raises KeyError for another name.
+    `classes`: classes, offsets and halves of words, size and cache flags.  `raw`: raw words only, what the O2C paper
+    uses.  `size`: size and cache flags only.  Raises KeyError for another name.
     """
     about = (Feature(FeatureKind.SIZE), Feature(FeatureKind.CACHE_FLAGS))
+    kinds = (FeatureKind.WORD_CLASS, FeatureKind.SELF_OFFSET, FeatureKind.LOW, FeatureKind.HIGH)
     return {
-        "classes": (*about, *(Feature(FeatureKind.WORD_CLASS, index) for index in range(words))),
+        "classes": (*about, *(Feature(kind, index) for kind in kinds for index in range(words))),
         "raw": tuple(Feature(FeatureKind.WORD, index) for index in range(words)),
         "size": about,
     }[name]

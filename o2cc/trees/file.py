@@ -4,11 +4,11 @@
 The format is JSON of one object:
 
     format        "o2c-tree"
-    version       1
+    version       2
     word_bits     64
     missing_word  0, the value of a raw word past the object's end
     classes       names of the classes; a leaf's `class` counts in this list
-    features      inputs, each {"kind": "word" | "word-class" | "size" | "cache-flags", "index": n}
+    features      inputs, each {"kind": "word" | "word-class" | "self-offset" | "low" | "high" | "size" | "cache-flags", "index": n}
     nodes         node 0 is the root.  A test is {"feature", "threshold", "float", "low", "high"}: a word
                   at most `threshold` goes to node `low`, any other to `high`; `threshold` is a
                   hexadecimal string, or "never" when no word passes; `float` is the float64 threshold
@@ -44,7 +44,7 @@ from o2cc.trees.tree import (
 )
 
 FORMAT = "o2c-tree"
-VERSION = 1
+VERSION = 2
 MAX_FILE_BYTES = 256 * 2**20
 
 

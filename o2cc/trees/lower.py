@@ -24,9 +24,12 @@ from o2cc.trees.features import (
     ASCII_LOW_BYTES,
     ASCII_PRINTABLE,
     ERROR_START,
+    HALF_CAP,
     LAYOUT_FIELDS,
+    LIST_POISONS,
     MODULES_END,
     MODULES_START,
+    OWN_FIELDS,
     PAGE_BYTES,
     SMALL_END,
     STRUCT_PAGE_BYTES,
@@ -57,10 +60,21 @@ class LoweredTree:
     steps: tuple[str, ...]
 
 
+OwnBounds = Callable[[Builder], Mapping[str, ir.Operand]]
+"""Emits what computes the bounds of `OWN_FIELDS`."""
+
+
 def lower_tree(
-    tree: IntegerTree, *, name: str = "tree", outcome: Callable[[Leaf], int] = class_outcome
+    tree: IntegerTree,
+    *,
+    name: str = "tree",
+    outcome: Callable[[Leaf], int] = class_outcome,
+    own: OwnBounds = lambda code: {},
 ) -> LoweredTree:
-    """The functions of a tree.  `outcome` says what each leaf returns, a number below 2**31."""
+    """The functions of a tree.  `outcome` says what each leaf returns, a number below 2**31.
+
+    ``own`` gives the bounds of the compartment's module; those that it leaves out are 0.
+    """
     graph, steps = optimize(tree, outcome)
     cuts = cut_nodes(graph, PART_SLOTS) if len(graph.nodes) * SLOTS_OF_TEST > PART_SLOTS else []
     if nesting(graph, cuts) > DEEPEST_PARTS:
@@ -84,7 +98,7 @@ def lower_tree(
     if not needs_classes:
         return LoweredTree(tuple(bodies), (), tuple(steps))
     table = ir.Table(AREAS, tuple((field, 8) for field in LAYOUT_FIELDS), (), 1, writable=True)
-    return LoweredTree((*bodies, word_class(), resolve_areas()), (table,), tuple(steps))
+    return LoweredTree((*bodies, word_class(), resolve_areas(own)), (table,), tuple(steps))
 
 
 CLASSES_COST = 130
@@ -145,9 +159,25 @@ def _feature(code: Builder, feature: Feature) -> ir.Operand:
         return ir.Value("cache_flags")
     if feature.kind is FeatureKind.WORD_CLASS:
         return code.call("word_class", address, size, feature.index)
+    if feature.kind is FeatureKind.SELF_OFFSET:
+        return _self_offset(code, address, size, feature.index)
     word = code.read(8, code.add(address, 8 * feature.index))
     present = code.binary(B.UGE, size, 8 * feature.index + 8)
-    return code.select(present, word, MISSING_WORD)
+    known = code.select(present, word, MISSING_WORD)
+    if feature.kind is FeatureKind.WORD:
+        return known
+    low = feature.kind is FeatureKind.LOW
+    half = code.binary(B.AND, known, 2**32 - 1) if low else code.binary(B.LSHR, known, 32)
+    return code.select(code.binary(B.ULT, half, HALF_CAP), half, HALF_CAP)
+
+
+def _self_offset(code: Builder, address: ir.Operand, size: ir.Operand, index: int) -> ir.Operand:
+    """1 + the place in the object that a word points to, else 0."""
+    word = code.read(8, code.add(address, 8 * index))
+    present = code.binary(B.UGE, size, 8 * index + 8)
+    distance = code.binary(B.SUB, word, address)
+    inside = code.binary(B.ULT, distance, size)
+    return code.select(code.binary(B.AND, present, inside), code.add(distance, 1), 0)
 
 
 def word_class() -> ir.Function:
@@ -173,6 +203,8 @@ def word_class() -> ir.Function:
     decide(code.binary(B.EQ, word, 0), WordClass.ZERO)
     decide(code.binary(B.ULT, word, SMALL_END), WordClass.SMALL)
     decide(code.binary(B.UGE, word, ERROR_START), WordClass.ERROR)
+    first, second = (code.binary(B.EQ, word, poison) for poison in LIST_POISONS)
+    decide(code.binary(B.OR, first, second), WordClass.POISON)
     distance = code.binary(B.SUB, word, address)
     from_start, inside = code.binary(B.UGE, word, address), code.binary(B.ULT, distance, size)
     decide(code.binary(B.AND, from_start, inside), WordClass.SELF)
@@ -186,6 +218,9 @@ def word_class() -> ir.Function:
     for low, high, kind in (
         ("kernel_text", "kernel_text_end", WordClass.KERNEL_TEXT),
         ("kernel_text_end", "kernel_end", WordClass.KERNEL_DATA),
+        ("own_text", "own_text_end", WordClass.OWN_TEXT),
+        ("own_constants", "own_constants_end", WordClass.OWN_CONSTANT),
+        ("own_data", "own_data_end", WordClass.OWN_DATA),
         ("modules", "modules_end", WordClass.MODULE),
         ("direct_map", "direct_map_end", WordClass.DIRECT_MAP),
         ("vmalloc", "vmalloc_end", WordClass.VMALLOC),
@@ -201,8 +236,9 @@ def word_class() -> ir.Function:
     return ir.Function("word_class", ("address", "size", "index"), code.finish())
 
 
-def resolve_areas() -> ir.Function:
-    """``resolve_areas(unused)``: bounds of the areas in this boot, as `Layout.of_kernel` computes them.
+def resolve_areas(own: OwnBounds = lambda code: {}) -> ir.Function:
+    """``resolve_areas(unused)``: bounds of the areas in this boot, as `Layout.of_kernel` computes them, and of the
+    compartment's module.
 
     Idempotent; `kernel_text` is written last, since it says that the rest is there.  Inline: a store's check, an
     audition and its tree leave no frame for it.
@@ -225,6 +261,8 @@ def resolve_areas() -> ir.Function:
         "vmalloc_end": vmemmap,
         "vmemmap": vmemmap,
         "vmemmap_end": code.add(vmemmap, map_bytes),
+        **dict.fromkeys(OWN_FIELDS, 0),
+        **own(code),
         "kernel_text": code.symbol("_stext"),
     }
     assert set(values) == set(LAYOUT_FIELDS)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from o2cc.trees.dataset import MOMENTS
 from o2cc.trees.evaluate import Quality, evaluate
 from o2cc.trees.families import FamilyResult, run_forest, run_linear, run_network, run_tree
 from o2cc.trees.features import extract, feature_set
@@ -150,7 +151,7 @@ def _entries(
     slices: list[tuple[str, NDArray[np.bool_]]] = [("all", np.ones(len(profile), dtype=np.bool_))]
     general = profile.in_general_cache
     slices += [("general caches", general), ("dedicated caches", ~general)]
-    for moment in ("alloc", "access", "free"):
+    for moment in MOMENTS:
         at = profile.moment == moment
         slices += [(f"at {moment}", at), (f"at {moment}, general caches", at & general)]
     for name, rows in slices:

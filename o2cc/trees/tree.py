@@ -38,6 +38,9 @@ class FeatureKind(StrEnum):
 
     WORD = "word"  # the 8-byte word at 8 * index, raw
     WORD_CLASS = "word-class"  # its class, see `o2cc.trees.features.WordClass`
+    SELF_OFFSET = "self-offset"  # where in the object it points to, see there
+    LOW = "low"  # its lower 32 bits, large ones taken as one
+    HIGH = "high"  # its upper 32 bits
     SIZE = "size"  # size of the object in bytes
     CACHE_FLAGS = "cache-flags"  # flags of its slab cache
 
@@ -50,7 +53,8 @@ class Feature:
     index: int = 0
 
     def __str__(self) -> str:
-        return f"{self.kind}[{self.index}]" if self.kind.startswith("word") else str(self.kind)
+        about_object = self.kind in (FeatureKind.SIZE, FeatureKind.CACHE_FLAGS)
+        return str(self.kind) if about_object else f"{self.kind}[{self.index}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ OWN, HELD, TYPED, LENT = 1, 2, 4, 16
 
 TRANSITION, FINAL = 1, 2
 STORE_DENIED, AUDITIONED, INDIRECT_DENIED, FORBIDDEN, REQUIREMENT, FOREIGN_FREE, ENTRY_REFUSED = range(1, 8)
+UNCERTAIN, DISAGREES = 9, 10
 
 
 @cache
@@ -140,7 +141,8 @@ class Confined:
         self.world.machine.now += 2 * SECOND
         number = self.site(function).number
         outcome = self.world.interpreter.run_function("check_store", address, size, number, STACK_POINTER, 0)
-        return {(): "allow", (STORE_DENIED,): "deny", (AUDITIONED,): "audition"}[tuple(self.kinds(outcome))]
+        names = {(): "allow", (STORE_DENIED,): "deny", (AUDITIONED,): "audition", (UNCERTAIN,): "uncertain"}
+        return names[tuple(self.kinds(outcome))]
 
     def object(self, size: int, flags: int = 0, struct: str | None = None, cache: str = "kmalloc-64") -> int:
         """A slab object, recorded with these flags (0: not at all) and the types of ``struct``."""

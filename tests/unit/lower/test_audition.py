@@ -8,7 +8,17 @@ import pytest
 from o2cc.diagnostics import DiagnosticError
 from o2cc.simulation.world import USER
 from o2cc.trees.tree import Feature, FeatureKind, IntegerTree, Leaf, Test
-from tests.unit.lower.confined import FINAL, OWN, TRANSITION, Confined, confined, offset_of
+from tests.unit.lower.confined import (
+    DISAGREES,
+    FINAL,
+    OWN,
+    SECOND,
+    TRANSITION,
+    UNCERTAIN,
+    Confined,
+    confined,
+    offset_of,
+)
 
 # The first word of an object says what it is.
 OWN_WORD, SOCK_WORD, FOREIGN_WORD, DOUBTFUL_WORD, UNBOUND_WORD = 1, 2, 3, 4, 5
@@ -35,13 +45,13 @@ def _tree() -> IntegerTree:
 
 RULES = """
     write struct sock { sk_err }
-    audition "made.tree.json" at access { require confidence >= 0.99  accept own { sctp_* }  ACCEPT }
+    audition "made.tree.json" at MOMENTS { require confidence >= 0.99  accept own { sctp_* }  ACCEPT }
     transition { until quiescent, at most 60 s }
 """
 
 
-def _kernel(accept: str = "") -> Confined:
-    kernel = confined(RULES.replace("ACCEPT", accept), _tree())
+def _kernel(accept: str = "", moments: str = "access") -> Confined:
+    kernel = confined(RULES.replace("ACCEPT", accept).replace("MOMENTS", moments), _tree())
     kernel.store(USER)  # reads where the direct map begins
     kernel.phase(TRANSITION)
     return kernel
@@ -89,7 +99,7 @@ def test_a_doubtful_leaf_accepts_nothing() -> None:
     """Catches a required confidence that is not asked for."""
     kernel = _kernel()
     p = _older(kernel, DOUBTFUL_WORD)
-    assert kernel.store(p) == "audition"
+    assert kernel.store(p) == "uncertain"
     kernel.phase(FINAL)
     assert kernel.store(p) == "deny"
 
@@ -173,3 +183,51 @@ def test_without_a_tree_every_audition_is_undecided() -> None:
     kernel.store(USER)
     kernel.phase(TRANSITION)
     assert [kernel.store(_older(kernel, word)) for word in _LEAVES] == ["audition"] * len(_LEAVES)
+
+
+def _freed(kernel: Confined, address: int, word: int) -> list[tuple[int, int]]:
+    """(kind, base) of the events when the kernel frees an object that holds this word at its end."""
+    kernel.world.machine.memory.write_word(address, word)
+    kernel.world.machine.now += 2 * SECOND
+    events = kernel.world.interpreter.run_hook("o2c_kfree", arguments=(0, address)).events
+    names = kernel.world.machine.rings["events"].definition.fields
+    return [(e.fields[names.index("kind")], e.fields[names.index("address")]) for e in events]
+
+
+@pytest.mark.parametrize(
+    ("access", "free", "kinds"),
+    [
+        pytest.param(OWN_WORD, OWN_WORD, [], id="as before"),
+        pytest.param(OWN_WORD, FOREIGN_WORD, [DISAGREES], id="accepted, then foreign"),
+        pytest.param(OWN_WORD, SOCK_WORD, [DISAGREES], id="accepted as another type"),
+        pytest.param(OWN_WORD, DOUBTFUL_WORD, [UNCERTAIN], id="accepted, then doubtful"),
+        pytest.param(DOUBTFUL_WORD, DOUBTFUL_WORD, [UNCERTAIN], id="doubtful twice"),
+        pytest.param(DOUBTFUL_WORD, OWN_WORD, [], id="let through, and rightly"),
+        pytest.param(DOUBTFUL_WORD, FOREIGN_WORD, [DISAGREES], id="let through, but foreign"),
+        pytest.param(DOUBTFUL_WORD, UNBOUND_WORD, [], id="foreign without a bound"),
+    ],
+)
+def test_an_object_is_judged_again_when_it_is_freed(access: int, free: int, kinds: list[int]) -> None:
+    """Catches `at free` that does nothing, and an event for an object that was judged the same twice."""
+    kernel = _kernel(moments="access, free")
+    p = _older(kernel, access)
+    kernel.store(p + 8)
+    assert _freed(kernel, p, free) == [(kind, p) for kind in kinds]
+    assert _freed(kernel, p, FOREIGN_WORD) == [], "the next object there was not touched"
+
+
+def test_objects_that_the_compartment_did_not_touch_are_not_judged_at_free() -> None:
+    kernel = _kernel(moments="access, free")
+    assert _freed(kernel, _older(kernel, FOREIGN_WORD), FOREIGN_WORD) == []
+
+
+def test_moments_that_the_policy_leaves_out_do_not_count() -> None:
+    """Catches an audition at both moments whatever the policy says."""
+    kernel = _kernel(moments="access")
+    p = _older(kernel, OWN_WORD)
+    assert kernel.store(p + 8) == "allow"
+    assert _freed(kernel, p, FOREIGN_WORD) == []
+    kernel = _kernel(moments="free")
+    p = _older(kernel, OWN_WORD)
+    assert kernel.store(p + 8) == "audition", "not judged at its access"
+    assert _freed(kernel, p, FOREIGN_WORD) == [(DISAGREES, p)]

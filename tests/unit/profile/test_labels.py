@@ -181,7 +181,7 @@ def test_the_share_of_what_has_a_type() -> None:
 
 def test_a_profile_is_what_training_reads(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
-    layout = Layout(*range(11))
+    layout = Layout(*range(17))
     samples = [replace(KMALLOC, words=tuple(range(8))), replace(KMALLOC, moment="access")]
     write_profile(
         path,
@@ -197,4 +197,4 @@ def test_a_profile_is_what_training_reads(tmp_path: Path) -> None:
     assert list(profile.evidence) == ["result", "result"]
     assert list(profile.moment) == ["free", "access"]
     assert profile.objects.words[0].tolist() == list(range(8))
-    assert profile.objects.layout[0].tolist() == list(range(11))
+    assert profile.objects.layout[0].tolist() == list(range(17))

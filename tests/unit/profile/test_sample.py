@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few objects of a real kernel: sample.parquet has up to four of each type and moment, recorded by `o2c profile`
-in one boot of Debian's 6.1 under SCTP traffic and processes."""
+"""A few objects of a real kernel: sample.parquet has up to three of each type and moment, recorded
+in one boot of Debian's 6.1 under SCTP traffic (scripts/profile_guest.py)."""
 
 from __future__ import annotations
 

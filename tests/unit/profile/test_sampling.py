@@ -129,7 +129,7 @@ def test_an_object_in_use_is_recorded_when_its_site_gives_another() -> None:
     kernel.allocate(2)
     kernel.allocate(3)
     moments = [(sample.moment, sample.address) for sample in kernel.samples()]
-    assert moments == [("access", SLAB + SIZE * 2)], "the site's first allocation only makes the site known"
+    assert moments == [("live", SLAB + SIZE * 2)], "the site's first allocation only makes the site known"
 
 
 @pytest.mark.parametrize("way", ["free", "bulk", "other site"])
@@ -144,7 +144,7 @@ def test_what_is_gone_is_not_taken_for_an_object_in_use(way: str) -> None:
     else:  # it was freed in a way that nobody saw, and its place was given to another
         kernel.allocate(2, site=OTHER_SITE)
     kernel.allocate(3)
-    assert not [sample for sample in kernel.samples() if sample.moment == "access"]
+    assert not [sample for sample in kernel.samples() if sample.moment == "live"]
 
 
 def test_a_site_gives_no_more_than_its_limit() -> None:

@@ -38,6 +38,12 @@ def layout(rng: random.Random) -> dict[str, int]:
         "vmalloc_end": vmalloc + (1 << 45),
         "vmemmap": vmemmap,
         "vmemmap_end": vmemmap + (1 << 40),
+        "own_text": 0xFFFF_FFFF_C000_0000,
+        "own_text_end": 0xFFFF_FFFF_C008_0000,
+        "own_constants": 0xFFFF_FFFF_C008_0000,
+        "own_constants_end": 0xFFFF_FFFF_C009_0000,
+        "own_data": 0xFFFF_FFFF_C00A_0000,
+        "own_data_end": 0xFFFF_FFFF_C00B_0000,
     }
 
 

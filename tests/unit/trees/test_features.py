@@ -25,6 +25,12 @@ LAYOUT = Layout(
     vmalloc_end=0xFFD2_0000_0000_0000,
     vmemmap=0xFFD4_0000_0000_0000,
     vmemmap_end=0xFFD4_0000_1000_0000,
+    own_text=0xFFFF_FFFF_C010_0000,
+    own_text_end=0xFFFF_FFFF_C012_0000,
+    own_constants=0xFFFF_FFFF_C012_0000,
+    own_constants_end=0xFFFF_FFFF_C013_0000,
+    own_data=0xFFFF_FFFF_C014_0000,
+    own_data_end=0xFFFF_FFFF_C015_0000,
 )
 ADDRESS, SIZE = 0xFF11_0000_0000_1000, 64
 
@@ -40,11 +46,16 @@ def definition(word: int, present: bool) -> WordClass:
         return WordClass.SMALL
     if word >= 2**64 - 4095:
         return WordClass.ERROR
+    if word in (0xDEAD_0000_0000_0100, 0xDEAD_0000_0000_0122):
+        return WordClass.POISON
     if ADDRESS <= word < ADDRESS + SIZE:
         return WordClass.SELF
     areas = [
         (b.kernel_text, b.kernel_text_end, WordClass.KERNEL_TEXT),
         (b.kernel_text_end, b.kernel_end, WordClass.KERNEL_DATA),
+        (b.own_text, b.own_text_end, WordClass.OWN_TEXT),
+        (b.own_constants, b.own_constants_end, WordClass.OWN_CONSTANT),
+        (b.own_data, b.own_data_end, WordClass.OWN_DATA),
         (b.modules, b.modules_end, WordClass.MODULE),
         (b.direct_map, b.direct_map_end, WordClass.DIRECT_MAP),
         (b.vmalloc, b.vmalloc_end, WordClass.VMALLOC),
@@ -110,6 +121,7 @@ def test_every_class_occurs() -> None:
         LAYOUT.vmalloc,
     ]
     words += [LAYOUT.vmemmap, LAYOUT.modules, LAYOUT.kernel_text_end, LAYOUT.kernel_text, 2**64 - 2]
+    words += [0xDEAD_0000_0000_0100, LAYOUT.own_text, LAYOUT.own_constants, LAYOUT.own_data]
     assert [classify(0, False), *map(classify, words)] == list(WordClass)
 
 
@@ -130,6 +142,25 @@ def test_extraction_pads_past_the_end() -> None:
     assert extract(wanted, objects).tolist() == [
         [8, 3, 7, 0, 0, WordClass.SMALL, WordClass.MISSING, WordClass.MISSING]
     ]
+
+
+def test_where_a_word_points_to_in_its_object_and_its_halves() -> None:
+    """An empty list's head at word 0, a counter with flags, an address."""
+    objects = Objects(
+        np.array([[ADDRESS, 5 << 32 | 70_000, ADDRESS + 4096, 9]], dtype=np.uint64),
+        np.array([[True, True, True, False]]),
+        np.array([ADDRESS], dtype=np.uint64),
+        np.array([24], dtype=np.uint64),
+        np.array([0], dtype=np.uint64),
+        np.array([dataclasses.astuple(LAYOUT)], dtype=np.uint64),
+    )
+
+    def of(kind: FeatureKind) -> list[int]:
+        return list(extract(tuple(Feature(kind, index) for index in range(5)), objects)[0].tolist())
+
+    assert of(FeatureKind.SELF_OFFSET) == [1, 0, 0, 0, 0]
+    assert of(FeatureKind.LOW) == [0x1000, 65_536, 0x2000, 0, 0]
+    assert of(FeatureKind.HIGH) == [65_536, 5, 65_536, 0, 0]
 
 
 def test_a_layout_outside_64_bits_is_refused() -> None:

@@ -45,7 +45,7 @@ def document() -> dict[str, Any]:
     """Node 0 tests; 1 tests; 2, 3, 4 are leaves."""
     return {
         "format": "o2c-tree",
-        "version": 1,
+        "version": 2,
         "word_bits": 64,
         "missing_word": 0,
         "classes": ["a", "b"],
@@ -69,7 +69,7 @@ def test_the_document_itself_is_good() -> None:
 
 BREAKAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "other format": (lambda d: d.update(format="xgboost"), "O2C0702"),
-    "newer version": (lambda d: d.update(version=2), "O2C0702"),
+    "newer version": (lambda d: d.update(version=3), "O2C0702"),
     "no version": (lambda d: d.pop("version"), "O2C0702"),
     "word size 32": (lambda d: d.update(word_bits=32), "O2C0703"),
     "missing words otherwise": (lambda d: d.update(missing_word=1), "O2C0703"),

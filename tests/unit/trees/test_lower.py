@@ -32,17 +32,30 @@ KERNEL = {
     "vmemmap": 0xFFD4_0000_0000_0000,
     "max_pfn": 1 << 20,
 }
-LAYOUT = Layout.of_kernel(**KERNEL)
+OWN = {
+    "own_text": 0xFFFF_FFFF_C010_0000,
+    "own_text_end": 0xFFFF_FFFF_C012_0000,
+    "own_constants": 0xFFFF_FFFF_C012_0000,
+    "own_constants_end": 0xFFFF_FFFF_C013_0000,
+    "own_data": 0xFFFF_FFFF_C014_0000,
+    "own_data_end": 0xFFFF_FFFF_C015_0000,
+}
+LAYOUT = dataclasses.replace(Layout.of_kernel(**KERNEL), **OWN)
 FEATURES = (
     Feature(FeatureKind.SIZE),
     Feature(FeatureKind.CACHE_FLAGS),
     *(Feature(FeatureKind.WORD_CLASS, index) for index in range(5)),
-    *(Feature(FeatureKind.WORD, index) for index in range(5)),
+    *(
+        Feature(kind, index)
+        for kind in (FeatureKind.WORD, FeatureKind.SELF_OFFSET, FeatureKind.LOW, FeatureKind.HIGH)
+        for index in range(5)
+    ),
 )
 BOUNDS = dataclasses.astuple(LAYOUT)
 WORDS = st.one_of(
     st.integers(0, 2**64 - 1),
     st.sampled_from([0, 1, 2**16 - 1, 2**16, 2**64 - 4095, 2**64 - 4096, ADDRESS, ADDRESS + 8, ADDRESS + 40]),
+    st.sampled_from([0xDEAD_0000_0000_0100, 0xDEAD_0000_0000_0122, 2**48 - 1, 5 << 32 | 7]),
     st.sampled_from(BOUNDS).flatmap(lambda bound: st.integers(bound - 1, bound + 1)),
     st.binary(min_size=8, max_size=8).map(
         lambda text: int.from_bytes(bytes(b & 0x7F | 0x20 for b in text), "little")
@@ -51,7 +64,8 @@ WORDS = st.one_of(
 
 
 def interpreter(tree: IntegerTree, **options: object) -> Interpreter:
-    lowered = lower_tree(tree, **options)  # type: ignore[arg-type]
+    own = {name: ir.Constant(bound) for name, bound in OWN.items()}
+    lowered = lower_tree(tree, own=lambda code: own, **options)  # type: ignore[arg-type]
     module = ir.Module("m", (), tables=lowered.tables, functions=lowered.functions)
     require_valid(module)
     text = print_module(module)

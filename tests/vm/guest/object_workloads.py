@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small workloads that make a kernel allocate and free objects: sockets, netlink, files, processes, sctp.
+"""Small workloads that make a kernel allocate and free objects: sctp, sockets, netlink, files, processes, payload.
 
 object_workloads.py NAME SECONDS
 """
@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-NAMES = ("sctp", "sockets", "netlink", "files", "processes")
+NAMES = ("sctp", "sctp-options", "sockets", "netlink", "files", "processes", "payload", "forged")
+IMAGES = "images"
+"""File in the working directory with bytes of objects, which `forged` sends."""
 
 
 def sctp(seed: int) -> None:
@@ -98,12 +100,65 @@ def processes(seed: int) -> None:
     )
 
 
+def sctp_options(seed: int) -> None:
+    """Associations with several addresses, keys, many streams, schedulers, messages that nobody reads, refused ones."""
+    from tests.vm.guest import sctp_options_workload
+
+    sctp_options_workload.run(seed)
+
+
+def payload(seed: int) -> None:
+    """Buffers that hold what users send: noise, text, zeros, small numbers, and addresses of user memory."""
+    from tests.vm.guest import payload_channels
+
+    numbers = random.Random(seed)
+    size = numbers.choice((32, 64, 96, 128, 192, 256, 512, 1024, 2048))
+    makers: tuple[Callable[[], bytes], ...] = (
+        lambda: numbers.randbytes(size),
+        lambda: bytes(size),
+        lambda: (b"the quick brown fox jumps over the lazy dog " * size)[:size],
+        lambda: struct.pack(f"<{size // 8}Q", *(numbers.randrange(1 << 12) for _ in range(size // 8))),
+        lambda: struct.pack(
+            f"<{size // 8}Q", *(0x7F00_0000_0000 + numbers.randrange(1 << 30) for _ in range(size // 8))
+        ),
+    )
+    for make in makers:
+        payload_channels.send_everywhere(make())
+
+
+def forged(seed: int) -> None:
+    """The same buffers with bytes of real objects (`IMAGES`)."""
+    from tests.vm.guest import payload_channels
+
+    images = unpack_images(Path(IMAGES).read_bytes())
+    for image in random.Random(seed).sample(images, min(20, len(images))):
+        payload_channels.send_everywhere(image)
+
+
+def pack_images(images: list[bytes]) -> bytes:
+    """One after the other, each behind its length."""
+    return b"".join(struct.pack("<I", len(image)) + image for image in images)
+
+
+def unpack_images(data: bytes) -> list[bytes]:
+    """What `pack_images` was given."""
+    images, at = [], 0
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at)
+        images.append(data[at + 4 : at + 4 + length])
+        at += 4 + length
+    return images
+
+
 WORKLOADS: dict[str, Callable[[int], None]] = {
     "sctp": sctp,
     "sockets": sockets,
     "netlink": netlink,
     "files": files,
     "processes": processes,
+    "sctp-options": sctp_options,
+    "payload": payload,
+    "forged": forged,
 }
 
 
