@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings of kernel objects before they are labelled, so that better labels need no new boots.
 
-A directory holds one boot: boot.json (kernel, boot, sections of the compartment's module), kallsyms.gz, btf/NAME.gz (type
+A directory holds one boot: boot.json (kernel, its build, boot, sections of the compartment's module), kallsyms.gz, btf/NAME.gz (type
 information of the kernel and of its modules), and NAME.parquet, the samples of one workload each.
 """
 
@@ -17,7 +17,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from o2cc.diagnostics import DiagnosticError
+from o2cc.kernel.btf import Btf, read_btf
+from o2cc.profile.labels import Labeller, TextSymbols, Types
 from o2cc.profile.samples import Sample
+from o2cc.profile.site_types import bundled_sites
+from o2cc.runtime import running_kernel
 from o2cc.trees.features import PAGE_BYTES, Layout
 
 _NUMBERS = ("site", "asked", "address", "cache_address", "size", "flags", "references")
@@ -32,6 +37,7 @@ class Boot:
     directory: Path
     kernel: str
     boot: str
+    build_id: str
     sections: dict[str, int]
     """Sections of the compartment's module, by name: their addresses."""
 
@@ -49,6 +55,28 @@ class Boot:
         """Type information of the kernel (`vmlinux`) or of a module, None when it was not loaded."""
         path = self.directory / "btf" / f"{name}.gz"
         return gzip.decompress(path.read_bytes()) if path.exists() else None
+
+    def labeller(self) -> Labeller:
+        """Labels this boot's samples as `o2c profile` would have."""
+        content = self.btf("vmlinux")
+        if content is None:
+            raise FileNotFoundError(self.directory / "btf/vmlinux.gz")
+        kernel = read_btf(content, "vmlinux")
+
+        def module(name: str) -> Btf | None:
+            of_module = self.btf(name)
+            try:
+                return read_btf(of_module, name, kernel) if of_module is not None else None
+            except DiagnosticError:
+                return None
+
+        sites = bundled_sites(self.kernel, self.build_id)
+        return Labeller(TextSymbols(self.symbols()), Types(kernel, module), sites)
+
+    def own_addresses(self) -> range:
+        """Where the code of the compartment's module is."""
+        bounds = own_bounds(self.sections)
+        return range(bounds["own_text"], bounds["own_text_end"] + 1)
 
     def samples(self, workload: str) -> tuple[tuple[Sample, ...], Layout]:
         """The samples of a workload and the layout of the boot."""
@@ -92,7 +120,7 @@ def boots_in(directory: Path) -> list[Boot]:
     boots = []
     for path in sorted(directory.glob(f"*/{_BOOT}")):
         about = json.loads(path.read_text())
-        boots.append(Boot(path.parent, about["kernel"], about["boot"], about["sections"]))
+        boots.append(Boot(path.parent, about["kernel"], about["boot"], about["build_id"], about["sections"]))
     return boots
 
 
@@ -106,7 +134,12 @@ def write_boot(directory: Path, module: str) -> None:
     (directory / "btf").mkdir(exist_ok=True)
     for path in Path("/sys/kernel/btf").iterdir():
         (directory / "btf" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
-    about = {"kernel": os.uname().release, "boot": boot, "sections": sections}
+    about = {
+        "kernel": os.uname().release,
+        "boot": boot,
+        "build_id": running_kernel.kernel_build_id(),
+        "sections": sections,
+    }
     (directory / _BOOT).write_text(json.dumps(about, indent=1) + "\n")
 
 

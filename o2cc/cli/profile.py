@@ -14,7 +14,7 @@ from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error, warning
 from o2cc.profile.labels import share
 from o2cc.profile.record import record, running_btf, running_labeller, running_program
-from o2cc.profile.write import at_most_per_class, write_profile
+from o2cc.profile.write import at_most_per_class, profile_rows, write_profile
 
 _SHOWN = 20
 
@@ -53,8 +53,7 @@ def profile(reporter: Reporter, output: Path, workload: str, seconds: float, per
     samples, labels = at_most_per_class(
         recording.samples, [labeller.label(sample) for sample in recording.samples], per_class
     )
-    write_profile(
-        output,
+    rows = profile_rows(
         samples,
         labels,
         kernel=os.uname().release,
@@ -62,6 +61,7 @@ def profile(reporter: Reporter, output: Path, workload: str, seconds: float, per
         workload=workload,
         layout=recording.layout,
     )
+    write_profile(output, rows)
     typed = share(samples, labels)
     click.echo(
         f"{output}: {typed.samples} samples of {len({label.name for label in labels})} classes; "

@@ -28,6 +28,9 @@ KIND_FOREIGN = 0
 KIND_OWN = 1
 KIND_TYPED = 2
 
+PAYLOAD = "payload"
+"""Name of the class of objects that hold data and no struct (o2cc/profile/labels.py)."""
+
 _CERTAIN = 1 << 20  # bit of an outcome: the leaf's held-out bound suffices to refuse
 
 
@@ -47,7 +50,7 @@ def audition_parts(
     lowered = lower_tree(
         tree,
         name="classify",
-        outcome=_outcome(float(audition.confidence)),
+        outcome=_outcome(float(audition.confidence), tree.classes),
         own=lambda code: own_bounds(code, lowering.description),
     )
     classes = tuple(_class_row(lowering, audition, name) for name in tree.classes)
@@ -81,9 +84,12 @@ def _check_patterns(audition: Audition) -> None:
             )
 
 
-def _outcome(required: float) -> Callable[[Leaf], int]:
+def _outcome(required: float, classes: tuple[str, ...]) -> Callable[[Leaf], int]:
+    """What a leaf means.  Payload says nothing of whose the object is: buffers of the compartment and of all others, with
+    strings, keys and what came over the wire, look alike."""
+
     def outcome(leaf: Leaf) -> int:
-        if leaf.confidence < required:
+        if leaf.confidence < required or classes[leaf.label] == PAYLOAD:
             return 0
         certain = leaf.bound is not None and leaf.bound >= required
         return leaf.label + 1 | (_CERTAIN if certain else 0)

@@ -51,6 +51,9 @@ PAYLOAD_FUNCTIONS = frozenset(
         "memdup_user",
         "vmemdup_user",
         "memdup_user_nul",
+        # memdup_sockptr, inlined into a protocol's setsockopt, asks for its caller as the site: include/linux/sockptr.h
+        "__sys_setsockopt",
+        "do_sock_setsockopt",
         "strndup_user",
         "getname_flags",
         # extended attributes, what is written to or read from kernfs and seq files

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,8 +32,7 @@ def at_most_per_class(
     return kept, kept_labels
 
 
-def write_profile(
-    path: Path,
+def profile_rows(
     samples: Sequence[Sample],
     labels: Sequence[Label],
     *,
@@ -41,13 +40,10 @@ def write_profile(
     boot: str,
     workload: str,
     layout: Layout,
-) -> None:
-    """Write the file, whole or not at all.  Raises DiagnosticError (O2C0905)."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+) -> list[dict[str, object]]:
+    """Rows of a profile, by the names of its columns."""
     bounds = asdict(layout)
-    rows = [
+    return [
         {
             "kernel": kernel,
             "boot": boot,
@@ -64,6 +60,13 @@ def write_profile(
         }
         for sample, label in zip(samples, labels, strict=True)
     ]
+
+
+def write_profile(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the file, whole or not at all.  Raises DiagnosticError (O2C0905)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema()), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), buffer, compression="zstd")
     write_atomic(path, buffer.getvalue())

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.trees.features import LAYOUT_FIELDS, Objects, extract, feature_set
+from o2cc.trees.tree import FeatureKind
 
 MOMENTS = ("alloc", "live", "access", "free")
 TEXT_COLUMNS = ("kernel", "boot", "workload", "label", "evidence", "moment", "cache")
@@ -164,10 +165,15 @@ def profile_from_table(table: Any, path: str) -> Profile:
 def without_near_duplicates(profile: Profile) -> Profile:
     """One sample of each set that differs in nothing but addresses and other raw values.
 
-    Samples are near duplicates when their label, moment, kernel, boot, workload and all boot-invariant
-    features are equal: they teach nothing new, and they would make intervals too narrow.
+    Samples are near duplicates when their label, moment, kernel, boot, workload, size, and the classes and offsets of all
+    words are equal, counters and flags apart: they teach little, and they would make intervals too narrow.
     """
-    features = extract(feature_set("classes", profile.words_known), profile.objects)
+    shape = tuple(
+        feature
+        for feature in feature_set("classes", profile.words_known)
+        if feature.kind not in (FeatureKind.LOW, FeatureKind.HIGH)
+    )
+    features = extract(shape, profile.objects)
     groups = [
         np.unique(getattr(profile, n).astype(str), return_inverse=True)[1]
         for n in TEXT_COLUMNS

@@ -62,7 +62,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class Operating:
-    """What happens when only leaves whose held-out bound is at least `limit` may decide.
+    """What happens when only leaves whose held-out bound (or whose confidence) is at least `limit` may decide.
 
     `coverage` is the share of samples that are decided.  `unsafe_accepts` is the share of foreign samples
     that are called own, `false_rejects` the share of own samples that are called foreign.
@@ -86,6 +86,7 @@ class Quality:
     confusion: tuple[tuple[int, ...], ...]
     calibration: tuple[CalibrationBin, ...]
     operating: tuple[Operating, ...]
+    by_confidence: tuple[Operating, ...]
     samples: int
 
 
@@ -159,6 +160,7 @@ def evaluate(
         confusion=tuple(tuple(row) for row in matrix.tolist()),
         calibration=calibration(true == predicted, confidence),
         operating=operating_points(true, predicted, trust, names, own),
+        by_confidence=operating_points(true, predicted, confidence, names, own),
         samples=len(true),
     )
 

@@ -48,11 +48,13 @@ def _details(quality: Quality) -> Iterator[str]:
     yield f"  {'class':<40}{'samples':>8}{'precision':>11}{'recall':>9}{'F1':>9}"
     for c in quality.classes:
         yield f"  {c.name[:39]:<40}{c.samples:>8}{c.precision:>11.4f}{c.recall:>9.4f}{c.f1:>9.4f}"
-    yield f"  {'bound at least':<22}{'coverage':>10}{'unsafe accepts':>16}{'false rejects':>15}"
-    for point in quality.operating:
-        yield (
-            f"  {point.limit:<22}{point.coverage:>10.4f}{point.unsafe_accepts:>16.6f}{point.false_rejects:>15.6f}"
-        )
+    for name, points in (("bound", quality.operating), ("confidence", quality.by_confidence)):
+        yield f"  {f'{name} at least':<22}{'coverage':>10}{'unsafe accepts':>16}{'false rejects':>15}"
+        for point in points:
+            yield (
+                f"  {point.limit:<22}{point.coverage:>10.4f}{point.unsafe_accepts:>16.6f}"
+                f"{point.false_rejects:>15.6f}"
+            )
     yield f"  {'leaf confidence':<22}{'samples':>10}{'mean':>9}{'accuracy':>10}"
     for b in quality.calibration:
         yield f"  {f'{b.low:.1f} to {b.high:.1f}':<22}{b.samples:>10}{b.confidence:>9.4f}{b.accuracy:>10.4f}"

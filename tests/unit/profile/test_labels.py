@@ -12,7 +12,7 @@ from o2cc.profile.candidates import TypeFacts
 from o2cc.profile.labels import Label, Labeller, TextSymbols, share
 from o2cc.profile.samples import RECORD, Sample, decode
 from o2cc.profile.site_types import Site, SiteTable, bundled_sites
-from o2cc.profile.write import at_most_per_class, write_profile
+from o2cc.profile.write import at_most_per_class, profile_rows, write_profile
 from o2cc.trees.dataset import read_profiles
 from o2cc.trees.features import Layout
 
@@ -183,8 +183,7 @@ def test_a_profile_is_what_training_reads(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     layout = Layout(*range(17))
     samples = [replace(KMALLOC, words=tuple(range(8))), replace(KMALLOC, moment="access")]
-    write_profile(
-        path,
+    rows = profile_rows(
         samples,
         [Label("thing", "result")] * 2,
         kernel="6.1.0",
@@ -192,6 +191,7 @@ def test_a_profile_is_what_training_reads(tmp_path: Path) -> None:
         workload="w",
         layout=layout,
     )
+    write_profile(path, rows)
     profile = read_profiles([path])
     assert list(profile.label) == ["thing", "thing"]
     assert list(profile.evidence) == ["result", "result"]
