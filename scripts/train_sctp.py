@@ -22,12 +22,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from o2cc.profile.labels import PAYLOAD
 from o2cc.profile.write import at_most_per_class, profile_rows
-from o2cc.trees.adversary import accepts, accepts_as_text
+from o2cc.trees.adversary import accepts, accepts_as_text, copied
 from o2cc.trees.dataset import Profile, read_profiles, schema
 from o2cc.trees.file import write_tree
 from o2cc.trees.report import report_as_text
@@ -57,15 +58,16 @@ OWN = frozenset(
         "sctp_transport",
     }
 )
-SHARED = frozenset({"sk_buff", "socket_alloc", "seq_file", "task_struct", "genradix_node"})
-"""What SCTP's functions are given though others allocate it; `genradix_node` has the streams of 6.12."""
+SHARED = frozenset({"sk_buff", "socket_alloc", "seq_file", "task_struct"})
+"""What SCTP's functions are given though others allocate it."""
 
 BY_SITE = {"sctp_get_port_local": "sctp_bind_bucket", "dst_alloc": "dst_entry"}
 """Classes of objects whose type is known by the function alone: their caches are merged, or have room behind the
 struct (net/sctp/socket.c, net/core/dst.c, 6.1 and 6.12)."""
 
-DATA = frozenset({"char[]", "u8[]", "unsigned char[]"})
-"""Labels of buffers of characters: data, as payload is."""
+DATA = frozenset({"char[]", "u8[]", "unsigned char[]", "genradix_node"})
+"""Labels of buffers that hold data, as payload does: characters, and nodes of arrays of anything (lib/generic-radix-tree.c),
+which are pages in 6.1 and slab objects in 6.12."""
 
 FORGED = "forged"
 BUDGET = 2500
@@ -139,6 +141,7 @@ def train(profile: Profile, boots: list[Boot], *, families: bool) -> tuple[str, 
     options = Options(
         budget=BUDGET,
         least=LEAST,
+        guarded=OWN | {"socket_alloc"},  # every file system has an inode that looks like a socket's
         depths=(12, 24),
         leaves=(48, 96, 160, 240),
         feature_counts=(48, 96),
@@ -148,7 +151,11 @@ def train(profile: Profile, boots: list[Boot], *, families: bool) -> tuple[str, 
     trained = train_tree(profile.take(~forged), options, names)
     write_tree(trained.tree, TREE)
     result = study(trained, own=OWN, least=LEAST_IN_MACRO, seed=options.seed, families=families)
-    adversary = accepts(trained.tree, profile.take(forged & (profile.label == PAYLOAD)), OWN)
+    payload = profile.take(forged & (profile.label == PAYLOAD))
+    copies = payload.take(
+        copied(payload, profile.take(~forged & np.isin(profile.label.astype(str), sorted(OWN))))
+    )
+    adversary = accepts(trained.tree, copies, OWN)
     text = [
         *(warning.message for warning in trained.warnings),
         *report_as_text(trained, result),

@@ -87,7 +87,9 @@ def train(
     Depth, leaves and features are chosen by cross-validation over boots, within the budget. The report tells
     how well the tree does on boots, workloads and kernels that it has not seen.
     """
-    options = Options(features=features, moment=moment, budget=budget, least=least, seed=seed)
+    options = Options(
+        features=features, moment=moment, budget=budget, least=least, seed=seed, guarded=frozenset(own)
+    )
     trained = train_tree(
         read_profiles(profiles),
         quick_options(options) if quick else options,

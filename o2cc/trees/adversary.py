@@ -35,6 +35,29 @@ class Accepts:
         return self.accepted / self.objects if self.objects else 0.0
 
 
+LEAST_SHARED = 2
+"""Words that an object has in common with real ones to count as their copy, and at least half of those that are large."""
+
+LARGE = 2**32
+
+
+def copied(objects: Profile, real: Profile) -> NDArray[np.bool_]:
+    """Which objects hold words of real objects of the same boot, so that they are copies and no other payload.
+
+    Large words count, most of which are addresses: they are rare enough to be told by.
+    """
+    result = np.zeros(len(objects), dtype=np.bool_)
+    for boot in np.unique(objects.boot.astype(str)):
+        theirs = real.objects.words[real.boot == boot]
+        known = np.unique(theirs[theirs >= LARGE])
+        rows = np.flatnonzero(objects.boot == boot)
+        words = objects.objects.words[rows]
+        large = (words >= LARGE) & objects.objects.present[rows]
+        shared = (np.isin(words, known) & large).sum(axis=1)
+        result[rows] = (shared >= LEAST_SHARED) & (2 * shared >= large.sum(axis=1))
+    return result
+
+
 def accepts(tree: IntegerTree, forged: Profile, own: frozenset[str]) -> tuple[Accepts, ...]:
     """Rates for all caches, for kmalloc's plain ones, for its accounted ones, and for the rest."""
     if not len(forged):

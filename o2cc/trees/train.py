@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from o2cc import __version__
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.trees.dataset import Profile, without_near_duplicates
+from o2cc.trees.decoys import decoys
 from o2cc.trees.evaluate import precision_lower_bound
 from o2cc.trees.features import extract, feature_set
 from o2cc.trees.importer import Imported, import_estimator, tree_from_arrays
@@ -33,7 +34,9 @@ class Options:
 
     `budget` is the most BPF instructions of the tree in a policy, features included; `least` the fewest samples of a class that is
     trained at all; `moment` one of alloc, access, free or all; `features` a set of `feature_set`; `search_rows` the
-    most samples that a shape is tried on, the final tree is fitted on all.
+    most samples that a shape is tried on, the final tree is fitted on all.  `guarded` names types, the
+    compartment's own above all, whose size alone shall not convince the tree (`o2cc.trees.decoys`); those that are no
+    class are passed over.
     """
 
     features: str = "classes"
@@ -47,6 +50,7 @@ class Options:
     pruning: tuple[float, ...] = (0.0, 1e-4)
     folds: int = 5
     search_rows: int = 8000
+    guarded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +74,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Samples:
-    """A profile ready for training: vectors of `features`, `target` counts in `classes`."""
+    """A profile ready for training: vectors of `features`, `target` counts in `classes`; `guarded` as in `Options`."""
 
     profile: Profile
     features: tuple[Feature, ...]
     vectors: Words
     classes: tuple[str, ...]
     target: NDArray[np.int64]
+    guarded: frozenset[str] = frozenset()
 
     def take(self, rows: NDArray[Any]) -> Samples:
         """The chosen rows."""
-        return Samples(
-            self.profile.take(rows), self.features, self.vectors[rows], self.classes, self.target[rows]
+        return replace(
+            self, profile=self.profile.take(rows), vectors=self.vectors[rows], target=self.target[rows]
         )
 
 
@@ -135,7 +140,8 @@ def prepare(profile: Profile, options: Options) -> tuple[Samples, tuple[Diagnost
         )
     features = feature_set(options.features, profile.words_known)
     target = np.searchsorted(np.array(classes), profile.label.astype(str)).astype(np.int64)
-    return Samples(profile, features, extract(features, profile.objects), classes, target), tuple(notes)
+    vectors = extract(features, profile.objects)
+    return Samples(profile, features, vectors, classes, target, options.guarded), tuple(notes)
 
 
 def fold_masks(groups: NDArray[np.object_], folds: int) -> list[NDArray[np.bool_]]:
@@ -164,15 +170,28 @@ def balanced_part(samples: Samples, most: int, seed: int) -> Samples:
 
 
 def new_classifier(shape: Shape, seed: int) -> Any:
-    """An unfitted scikit-learn tree of this shape, with classes weighted as if all were equally frequent."""
+    """An unfitted scikit-learn tree of this shape."""
     from sklearn.tree import DecisionTreeClassifier
 
     return DecisionTreeClassifier(
         max_depth=shape.depth,
         max_leaf_nodes=shape.leaves,
         ccp_alpha=shape.pruning,
-        class_weight="balanced",
         random_state=seed,
+    )
+
+
+def fitted_on(samples: Samples, seed: int) -> tuple[Words, NDArray[np.int64], NDArray[np.float64]]:
+    """Vectors, classes and weights that a tree is fitted on: the samples, their classes weighted as if all were equally
+    frequent, and decoys, which weigh as much as one class."""
+    guarded = np.array([name in samples.guarded for name in samples.classes])
+    made, made_target = decoys(samples.features, samples.vectors, samples.target, guarded, seed)
+    counts = np.bincount(samples.target, minlength=len(samples.classes))
+    weight = 1.0 / counts[samples.target]
+    return (
+        np.concatenate([samples.vectors, made]),
+        np.concatenate([samples.target, made_target]),
+        np.concatenate([weight, np.full(len(made), 1.0 / max(len(made), 1))]) * counts.mean(),
     )
 
 
@@ -180,9 +199,8 @@ def rank_features(samples: Samples, seed: int) -> NDArray[np.int64]:
     """Columns by falling importance in one unlimited tree; unused ones last, in their order."""
     from sklearn.tree import DecisionTreeClassifier
 
-    model = DecisionTreeClassifier(class_weight="balanced", random_state=seed).fit(
-        samples.vectors, samples.target
-    )
+    vectors, target, weight = fitted_on(samples, seed)
+    model = DecisionTreeClassifier(random_state=seed).fit(vectors, target, weight)
     return np.argsort(-model.feature_importances_, kind="stable").astype(np.int64)
 
 
@@ -245,7 +263,8 @@ def macro_f1(true: NDArray[np.int64], predicted: NDArray[np.int64], classes: int
 def fit(samples: Samples, shape: Shape, ranking: NDArray[np.int64], seed: int) -> Imported:
     """Fit one tree on its best features; the result counts features and classes as `samples` does."""
     columns = np.sort(ranking[: shape.features])
-    model = new_classifier(shape, seed).fit(samples.vectors[:, columns], samples.target)
+    vectors, target, weight = fitted_on(samples, seed)
+    model = new_classifier(shape, seed).fit(vectors[:, columns], target, weight)
     fitted = import_estimator(model, "training")
     reference = fitted.reference
     feature = np.where(reference.children_left == -1, -2, columns[np.maximum(reference.feature, 0)])

@@ -28,6 +28,8 @@ SLAB_BIT = 9
 OFFSETS = {
     "page.flags": 0,
     "page.compound_head": 8,
+    "page.mapping": 24,
+    "page._mapcount": 48,
     "slab.slab_cache": 24,
     "kmem_cache.size": 0,
     "kmem_cache.object_size": 4,
@@ -44,7 +46,7 @@ def program() -> SamplingProgram:
     facts = KernelFacts(
         {name: Field(offset, 8) for name, offset in OFFSETS.items()},
         {"page": 64},
-        {"PG_slab": SLAB_BIT},
+        {"PG_slab": SLAB_BIT, "PG_reserved": 11, "PG_lru": 5},
         frozenset(),
         {},
         "",

@@ -17,6 +17,7 @@ INITMSG, AUTH_CHUNK, AUTH_KEY, AUTH_ACTIVE_KEY, BINDX_ADD, PEELOFF = 2, 21, 23, 
 STREAM_SCHEDULER, STREAM_SCHEDULER_VALUE = 123, 124
 SNDINFO = 2
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+IPV6 = "::1"
 MESSAGES = 30
 
 
@@ -25,6 +26,7 @@ def run(seed: int) -> None:
     for name in ("auth_enable", "addip_enable"):
         Path(f"/proc/sys/net/sctp/{name}").write_text("1")
     numbers = random.Random(seed)
+    _over_ipv6(numbers)
     with _socket(socket.SOCK_STREAM, numbers) as listener, _socket(socket.SOCK_SEQPACKET, numbers) as many:
         listener.bind((ADDRESSES[0], 0))
         port = listener.getsockname()[1]
@@ -52,8 +54,28 @@ def run(seed: int) -> None:
             end.close()
 
 
-def _socket(kind: socket.SocketKind, numbers: random.Random) -> socket.socket:
-    end = socket.socket(socket.AF_INET, kind, socket.IPPROTO_SCTP)
+def _over_ipv6(numbers: random.Random) -> None:
+    """One association of sockets that take both families, and addresses of both."""
+    family = socket.AF_INET6
+    with (
+        _socket(socket.SOCK_STREAM, numbers, family) as listener,
+        _socket(socket.SOCK_SEQPACKET, numbers, family) as client,
+    ):
+        listener.bind(("::", 0))
+        listener.listen(4)
+        address = (IPV6, listener.getsockname()[1])
+        for number in range(numbers.randint(2, 12)):
+            _send(client, numbers.randbytes(numbers.choice((10, 300, 2000))), 0, address)
+            if number == 0:
+                end, _ = listener.accept()
+        end.recv(4096)
+        end.close()
+
+
+def _socket(
+    kind: socket.SocketKind, numbers: random.Random, family: socket.AddressFamily = socket.AF_INET
+) -> socket.socket:
+    end = socket.socket(family, kind, socket.IPPROTO_SCTP)
     end.settimeout(10.0)
     streams = numbers.choice((1, 2, 8, 40))
     end.setsockopt(SOL_SCTP, INITMSG, struct.pack("=HHHH", streams, streams, 3, 0))
