@@ -24,7 +24,7 @@ from o2cc.runtime import code_check, enforcement, heap, kernel_calls, phases, ru
 from o2cc.runtime.enforcer import Enforcer, EnforcerError
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
-from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reason
+from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reason, tracking_sites
 
 Progress = Callable[[str, int, int], None]  # stage, done, all
 
@@ -130,6 +130,8 @@ def _load(
     if not planned.attachments:
         raise _nothing_attached(info.name, planned.failures)
     _compare_code(info, planned, options)
+    if needs is not None and "strict probes" not in needs.features:
+        _warn_of_skipped_tracking(info, planned, options)
     private = info.heap if needs is not None else None
     image = data if private is None else heap.resized(data, info, heap.page_frames())
     directory = _claim(info.name)
@@ -203,6 +205,22 @@ def _compare_code(info: ObjectInfo, planned: Plan, options: LoadOptions) -> None
     if places:
         raise DiagnosticError(
             code_check.another_code(info.identity.get("target", info.name), places, len(planned.attachments))
+        )
+
+
+def _warn_of_skipped_tracking(info: ObjectInfo, planned: Plan, options: LoadOptions) -> None:
+    tracking = tracking_sites(info)
+    if any(attachment.site.number in tracking for attachment in planned.attachments):
+        options.warn(
+            warning(
+                "O2C0843",
+                "an interrupt inside a jump-optimized probe runs confined code without checks and without tracking",
+                notes=(
+                    "proper use of what such code allocates or is given can be denied later; "
+                    "`o2c status` counts skipped checks as `missed`",
+                ),
+                help="`probes strict` in the policy: slower, and nothing is skipped",
+            )
         )
 
 

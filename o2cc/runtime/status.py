@@ -98,6 +98,7 @@ class Status:
     untracked: tuple[UntrackedObject, ...]
     tracked_objects: int
     problems: tuple[str, ...] = ()
+    unenforced: bool = False  # loaded to prevent violations, and o2c.ko does not have it
     covered: int = 0  # sites that the check of another decides
     heap: PrivateHeap | None = None
 
@@ -179,7 +180,7 @@ def gather(name: str) -> Status:
         release=info.identity.get("release", ""),
         phase=phase.name,
         phase_reason=phases.reason(phase, len(objects)).replace("NAME", name),
-        enforced=saved.enforced,
+        enforced=saved.enforced and denying is not None,
         degraded=saved.degraded,
         loaded_for=max(0.0, time.time() - saved.loaded_at),
         attached=saved.attached,
@@ -312,7 +313,11 @@ def _duration(seconds: float) -> str:
 def lines(status: Status, *, every: bool = False) -> Iterator[str]:
     """The status for a person.  ``every``: no list is cut."""
     limit = 1 << 30 if every else _SHOWN
-    how = "violations are prevented by o2c.ko" if status.enforced else "violations are reported"
+    how = "violations are reported"
+    if status.enforced:
+        how = "violations are prevented by o2c.ko"
+    elif status.unenforced:
+        how = "NOTHING IS ENFORCED"
     if status.degraded:
         how += f" (weakened by --degrade {status.degraded})"
     yield f"{status.name}: confines {status.target} in {status.release}; {how}"
