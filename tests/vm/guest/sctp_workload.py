@@ -20,6 +20,7 @@ import json
 import os
 import random
 import select
+import signal
 import socket
 import struct
 import sys
@@ -32,6 +33,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 SOL_SCTP = 132
 OPTION_INITMSG, OPTION_NODELAY, OPTION_EVENTS, OPTION_RECVRCVINFO = 2, 3, 11, 32
@@ -413,12 +415,22 @@ class Steady:
         os.read(is_ready, 1)  # ends when the child closes it: all associations carried something
         os.close(is_ready)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        """A process that was not stopped is killed, so that a failed test leaves no traffic behind."""
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+
     def stop(self) -> Summary:
         """Close the associations gracefully; what was carried."""
         os.close(self._end)
         with os.fdopen(self._result, "rb") as answer:
             told = answer.read()
         os.waitpid(self._child, 0)
+        self._child = 0
         return Summary(**json.loads(told)) if told else Summary(errors=["the process died"])
 
 
