@@ -16,7 +16,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from o2cc.profile.record import Recording, record, running_btf, running_program, some_functions
+from o2cc.profile.record import (
+    PROBED_FUNCTIONS,
+    Recording,
+    record,
+    running_btf,
+    running_program,
+    some_functions,
+)
 from o2cc.profile.samples import Sample
 from scripts.recordings import write_boot, write_samples
 from tests.vm.guest import object_workloads
@@ -24,9 +31,6 @@ from tests.vm.guest import object_workloads
 MODULE = "sctp"
 LONGEST = 600.0
 """Seconds after which a workload ends by itself."""
-
-PROBED = 60
-"""Functions of the module whose arguments are looked at."""
 
 COMPARTMENT_SHARE = 2.5
 """How much longer the compartment's own workloads are recorded: their objects are fewer."""
@@ -45,7 +49,7 @@ def main() -> None:
     results = Path(os.environ["O2C_RESULTS"])
     started = time.monotonic()
     program = running_program(running_btf(), per_site=arguments.per_site)
-    functions = some_functions(MODULE, PROBED, Path("/proc/sys/kernel/random/boot_id").read_text())
+    functions = some_functions(MODULE, PROBED_FUNCTIONS, Path("/proc/sys/kernel/random/boot_id").read_text())
     print(f"ready after {time.monotonic() - started:.1f} s", flush=True)
     images = results / object_workloads.IMAGES
     for workload in arguments.workloads:

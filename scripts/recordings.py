@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel.btf import Btf, read_btf
+from o2cc.profile.compartment import module_sections, own_bounds
 from o2cc.profile.labels import Labeller, TextSymbols, Types
 from o2cc.profile.samples import Sample
 from o2cc.profile.site_types import bundled_sites
 from o2cc.runtime import running_kernel
-from o2cc.trees.features import PAGE_BYTES, Layout
+from o2cc.trees.features import Layout
 
 _NUMBERS = ("site", "asked", "address", "cache_address", "size", "flags", "references")
 _TEXTS = ("moment", "cache")
@@ -88,33 +89,6 @@ class Boot:
         return tuple(Sample(**dict(zip(columns, row, strict=True))) for row in rows), layout
 
 
-TEXT, CONSTANTS, DATA = (".text", ".exit.text"), (".rodata", ".data..ro_after_init"), (".data", ".bss")
-"""How sections are named that the compiler calls the compartment's code, constants and variables
-(`o2cc.lower.places.section_kind`)."""
-
-_FAR = 1 << 20
-
-
-def own_bounds(sections: Mapping[str, int]) -> dict[str, int]:
-    """Bounds of a module for `Layout`.  A section reaches to the next one, the last of a region to its page's end."""
-    starts = sorted(set(sections.values()))
-    following = dict(zip(starts, [*starts[1:], 0], strict=True))
-
-    def end(start: int) -> int:
-        near = following[start] - start
-        return following[start] if 0 < near < _FAR else (start // PAGE_BYTES + 1) * PAGE_BYTES
-
-    def bounds(name: str, prefixes: tuple[str, ...], excluded: tuple[str, ...] = ()) -> dict[str, int]:
-        inside = [
-            start
-            for section, start in sections.items()
-            if section.startswith(prefixes) and not (excluded and section.startswith(excluded))
-        ]
-        return {name: min(inside, default=0), f"{name}_end": max(map(end, inside), default=0)}
-
-    return bounds("own_text", TEXT) | bounds("own_constants", CONSTANTS) | bounds("own_data", DATA, CONSTANTS)
-
-
 def boots_in(directory: Path) -> list[Boot]:
     """All boots below a directory, by name."""
     boots = []
@@ -126,9 +100,7 @@ def boots_in(directory: Path) -> list[Boot]:
 
 def write_boot(directory: Path, module: str) -> None:
     """What names mean in the running kernel."""
-    sections = {
-        path.name: int(path.read_text(), 16) for path in Path(f"/sys/module/{module}/sections").iterdir()
-    }
+    sections = module_sections(module)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     (directory / "kallsyms.gz").write_bytes(gzip.compress(Path("/proc/kallsyms").read_bytes(), 1))
     (directory / "btf").mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,8 +13,16 @@ import pyarrow  # noqa: F401  (here, so that a missing package is told before an
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error, warning
+from o2cc.profile.compartment import module_sections, own_bounds
 from o2cc.profile.labels import share
-from o2cc.profile.record import record, running_btf, running_labeller, running_program
+from o2cc.profile.record import (
+    PROBED_FUNCTIONS,
+    record,
+    running_btf,
+    running_labeller,
+    running_program,
+    some_functions,
+)
 from o2cc.profile.write import at_most_per_class, profile_rows, write_profile
 
 _SHOWN = 20
@@ -35,7 +44,13 @@ _SHOWN = 20
     show_default=True,
     help="Most samples of each class (and of each allocation site) at each moment.",
 )
-def profile(reporter: Reporter, output: Path, workload: str, seconds: float, per_class: int) -> None:
+@click.option(
+    "--module",
+    help="The compartment's module: its functions are watched, and its addresses told from other modules'.",
+)
+def profile(
+    reporter: Reporter, output: Path, workload: str, seconds: float, per_class: int, module: str | None
+) -> None:
     """Record what objects of the running kernel hold, and label each with its type.
 
     Objects are chosen when they are allocated, fewer and fewer of a site that allocates much, and read while in use
@@ -43,8 +58,11 @@ def profile(reporter: Reporter, output: Path, workload: str, seconds: float, per
     """
     kernel = running_btf()
     program = running_program(kernel, per_site=per_class)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    own = own_bounds(module_sections(module)) if module else {}
+    functions = some_functions(module, PROBED_FUNCTIONS, boot) if module else ()
     with _Progress(seconds) as progress:
-        recording = record(program, seconds=seconds, progress=progress)
+        recording = record(program, seconds=seconds, functions=functions, progress=progress)
     if not recording.samples:
         raise DiagnosticError(
             error("O2C0721", "no object was sampled", help="record for longer, while the workload runs")
@@ -57,9 +75,9 @@ def profile(reporter: Reporter, output: Path, workload: str, seconds: float, per
         samples,
         labels,
         kernel=os.uname().release,
-        boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        boot=boot,
         workload=workload,
-        layout=recording.layout,
+        layout=replace(recording.layout, **own),
     )
     write_profile(output, rows)
     typed = share(samples, labels)

@@ -50,7 +50,7 @@ def audition_parts(
     lowered = lower_tree(
         tree,
         name="classify",
-        outcome=_outcome(float(audition.confidence), tree.classes),
+        outcome=_outcome(float(audition.confidence), tree.classes, undecided(lowering)),
         own=lambda code: own_bounds(code, lowering.description),
     )
     classes = tuple(_class_row(lowering, audition, name) for name in tree.classes)
@@ -84,12 +84,19 @@ def _check_patterns(audition: Audition) -> None:
             )
 
 
-def _outcome(required: float, classes: tuple[str, ...]) -> Callable[[Leaf], int]:
-    """What a leaf means.  Payload says nothing of whose the object is: buffers of the compartment and of all others, with
-    strings, keys and what came over the wire, look alike."""
+def undecided(lowering: Lowering) -> frozenset[str]:
+    """Classes of which content does not say whose they are.
 
+    Payload: buffers of the compartment and of all others, with strings, keys and what came over the wire, look alike.
+    Objects that are handed over with their memory: a packet from before loading may be the compartment's at this moment.
+    """
+    handed_over = (item.struct for item in lowering.policy.capabilities if item.ranges)
+    return frozenset({PAYLOAD, *handed_over})
+
+
+def _outcome(required: float, classes: tuple[str, ...], undecided: frozenset[str]) -> Callable[[Leaf], int]:
     def outcome(leaf: Leaf) -> int:
-        if leaf.confidence < required or classes[leaf.label] == PAYLOAD:
+        if leaf.confidence < required or classes[leaf.label] in undecided:
             return 0
         certain = leaf.bound is not None and leaf.bound >= required
         return leaf.label + 1 | (_CERTAIN if certain else 0)

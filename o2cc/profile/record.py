@@ -29,6 +29,9 @@ _BTF = Path("/sys/kernel/btf")
 _NOTES = Path("/sys/kernel/notes")
 _LOG_LINES = 12
 _POLL = 100  # milliseconds
+PROBED_FUNCTIONS = 60
+"""Functions of a module whose arguments are looked at."""
+
 _NO_FUNCTIONS = ("__pfx_", "__cfi_", "init_module", "cleanup_module")
 
 

@@ -31,6 +31,8 @@ SCTP_POLICY = PROJECT / "examples/sctp.o2c"
 SCTP_OBJECT = "sctp.shape.bpf.o"
 SCTP_DENY_OBJECT = "sctp-deny.shape.bpf.o"
 SCTP_PRIVATE_OBJECT = "sctp-private.shape.bpf.o"
+SCTP_AUDITION_OBJECT = "sctp-audition.shape.bpf.o"
+SCTP_TREE = PROJECT / "examples/sctp.tree.json"
 SCTP_QUIET = 8
 """Seconds without a touch of an old object after which the transition of the SCTP policy that denies ends."""
 _REPORT = "on violation report"
@@ -136,6 +138,25 @@ def sctp_deny_text() -> str:
     return text.replace(_REPORT, f"{transition}\n    probes strict\n    on violation deny")
 
 
+_SCTP_AUDITION = """audition "sctp.tree.json" at access, free {
+        require confidence >= 0.99
+        accept own {
+            sctp_association, sctp_bind_bucket, sctp_chunk, sctp_datamsg, sctp_endpoint, sctp_shared_key,
+            sctp_sockaddr_entry, sctp_stream_out_ext, sctp_transport
+        }
+        accept payload "kmalloc-*"
+    }
+    """
+
+
+def sctp_audition_text() -> str:
+    """The SCTP policy with a transition in which its tree judges old objects, those of kmalloc's caches included."""
+    text = SCTP_POLICY.read_text(encoding="utf-8")
+    text = re.sub(r"^ *transition \{.*\}$", "", text, flags=re.MULTILINE)
+    transition = "transition { until quiescent, at most 900 s }"
+    return text.replace(_REPORT, f"{transition}\n    {_SCTP_AUDITION}{_REPORT}")
+
+
 _SOCKET_WHOLE = "struct sctp_sock { whole, "
 _POINTERS_OF_A_LOCK = ("rlock.owner", "dep_map.name", "rlock.dep_map.name")
 
@@ -156,8 +177,11 @@ def prepare_sctp(kernel: Kernel) -> list[Path]:
     directory = _directory(modules)
     directory.mkdir(exist_ok=True)
     description = directory / "sctp.o2k"
-    wanted = [directory / name for name in (SCTP_OBJECT, SCTP_DENY_OBJECT, SCTP_PRIVATE_OBJECT)]
-    newest = max(path.stat().st_mtime_ns for path in (*_inputs(modules), SCTP_POLICY))
+    wanted = [
+        directory / name
+        for name in (SCTP_OBJECT, SCTP_DENY_OBJECT, SCTP_PRIVATE_OBJECT, SCTP_AUDITION_OBJECT)
+    ]
+    newest = max(path.stat().st_mtime_ns for path in (*_inputs(modules), SCTP_POLICY, SCTP_TREE))
     if all(path.exists() and path.stat().st_mtime_ns > newest for path in (description, *wanted)):
         return wanted
     image = open_kernel(str(kernel.vmlinuz))
@@ -165,8 +189,9 @@ def prepare_sctp(kernel: Kernel) -> list[Path]:
     deny = sctp_deny_text()
     private = re.sub(r"heap +tracked", "heap private 64 MiB", deny)
     assert private != deny
-    texts = (SCTP_POLICY.read_text(encoding="utf-8"), deny, private)
-    for made, text, degrade in zip(wanted, texts, (Action.REPORT, None, None), strict=True):
+    texts = (SCTP_POLICY.read_text(encoding="utf-8"), deny, private, sctp_audition_text())
+    degrades = (Action.REPORT, None, None, Action.REPORT)
+    for made, text, degrade in zip(wanted, texts, degrades, strict=True):
         source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), _for_kernel(text, kernel))
         options = Options(layout=Layout.SHAPE, degrade=degrade)
         watch = Stopwatch()

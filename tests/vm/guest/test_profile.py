@@ -37,6 +37,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Profile, str, in
             [
                 *(sys.executable, "-m", "o2cc.cli.o2c", "profile", "-o", str(output)),
                 *("--workload", "sctp", "--seconds", str(SECONDS), "--per-class", str(PER_CLASS)),
+                *("--module", "sctp"),
             ],
             check=False,
             capture_output=True,
@@ -54,9 +55,18 @@ def test_sctp_objects_are_recorded_under_their_types(recorded: tuple[Profile, st
     counts = Counter(profile.label)
     for name in ("sctp_chunk", "sctp_association", "sctp_transport", "sk_buff", "payload"):
         assert counts[name] > 0, counts.most_common(40)
-    assert set(profile.evidence) <= {"payload", "cache", "result", "table", "site"}
-    assert {"access", "free"} >= set(profile.moment)
-    assert "free" in set(profile.moment)
+    assert set(profile.evidence) <= {
+        "payload",
+        "cache",
+        "debug",
+        "flow",
+        "result",
+        "table",
+        "site",
+        "conflict",
+    }
+    assert {"live", "access", "free"} >= set(profile.moment)
+    assert {"access", "free"} <= set(profile.moment)
     assert set(profile.kernel) == {os.uname().release}
     assert set(profile.workload) == {"sctp"}
     assert max(Counter(zip(profile.label, profile.moment, strict=True)).values()) <= PER_CLASS
