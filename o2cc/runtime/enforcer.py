@@ -451,7 +451,6 @@ _IOC_HEAP_STATS = _request(_READ, 10, ctypes.sizeof(_HeapStats))
 _IOC_DRAIN = _request(_READ | _WRITE, 11, ctypes.sizeof(_Drain))
 
 _SLAB = Path("/sys/kernel/slab")
-_ANY_NUMBER_OF_SLABS = 1 << 40
 
 _CREATE_KEEP = 1
 _CREATE_STRICT = 2
@@ -555,9 +554,8 @@ class Enforcer:
         `shadow` is the id of an array map of one value, a byte for each page frame, that a program of the compartment
         uses (ENOENT: none does). The bytes of its slabs become `owner` (1 to OWNER_MAX) plus the logarithm of the size of
         a slot; the last FREE_POINTER bytes of each slot are the allocator's. The offsets are those of members of struct
-        kmem_cache; without them caches are left to the kernel. The heap's caches are told to keep empty slabs, so that the
-        shadow stays exact (EOPNOTSUPP: this kernel has no such setting, or gives them other slots, as when it debugs
-        its allocator).
+        kmem_cache; without them caches are left to the kernel. EOPNOTSUPP: this kernel gives the heap's caches other slots,
+        as when it debugs its allocator, or does not tell.
         """
         request = _Heap(
             shadow=shadow, owner=owner, limit=limit, ctor_offset=ctor_offset, flags_offset=flags_offset
@@ -566,18 +564,15 @@ class Enforcer:
         prefix = f"o2c-{request.generation}-"
         caches = list(_SLAB.glob(f"{prefix}*"))
         try:
-            for cache in caches:
-                (cache / "min_partial").write_text(str(_ANY_NUMBER_OF_SLABS))
             for setting in _SLAB.glob(f"{prefix}*/skip_kfence"):  # where the kernel has KFENCE
                 setting.write_text("1")
-            kept = bool(caches) and all(
-                int((cache / "min_partial").read_text()) == _ANY_NUMBER_OF_SLABS
-                and int((cache / "slab_size").read_text()) == int(cache.name.removeprefix(prefix))
+            fits = bool(caches) and all(
+                int((cache / "slab_size").read_text()) == int(cache.name.removeprefix(prefix))
                 for cache in caches
             )
         except OSError:
-            kept = False
-        if not kept:
+            fits = False
+        if not fits:
             raise EnforcerError("heap", errno.EOPNOTSUPP)
         return prefix
 

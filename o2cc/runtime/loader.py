@@ -94,7 +94,7 @@ def load(
     refused by the verifier (O2C0820), a hook that cannot be attached (O2C0821), call targets that nothing tells
     (O2C0822, O2C0823), no right or no bpffs (O2C0805),
     o2c.ko missing or refusing (O2C0830, O2C0831), places that cannot be denied (O2C0832), what nothing enforces yet
-    (O2C0833), nothing to attach (O2C0834).
+    (O2C0833), nothing to attach (O2C0834), how much memory there is not known (O2C0838).
     """
     chosen = options if options is not None else LoadOptions()
     info = read_info(data, path)

@@ -121,6 +121,9 @@ def test_the_limit_holds_and_is_told(policy: state.State, victim: Victim) -> Non
     assert after.failures == before.failures + 1
     assert [event.kind for event in events()[0]] == ["private heap exhausted"]
     assert victim.run(PROPER) == 0
+    # memory that objects of one size had is there for those of others, and for whole pages
+    assert wait_until(lambda: victim.run(ALLOCATORS) == 0)
+    assert wait_until(lambda: heap().used < LIMIT * 3 // 4)
     text = "\n".join(lines(gather(NAME)))
     assert "of 1024 KiB in use" in text
     assert "1 failed" in text
