@@ -119,6 +119,7 @@ def _send_datagrams(family: socket.AddressFamily, address: str) -> None:
             sender.sendto(MESSAGE, (address, 9))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_packet_filter_works_confined(full: bool) -> None:
     _run("modprobe", "nf_tables")
@@ -167,6 +168,7 @@ IP6_OUTPUT = ",".join(
 )
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_ipv6_output_works_confined(full: bool, dummy: str) -> None:
     with _loaded("ip6_output", None if full else IP6_OUTPUT) as loaded:
