@@ -31,7 +31,7 @@ from o2cc.lower.targets import OpsTables
 from o2cc.passes.manager import Observer, Pass, PassContext, run_pipeline
 from o2cc.passes.registry import default_pipeline
 from o2cc.policy.checker import check
-from o2cc.policy.model import Action, CheckedPolicy, Grant, HeapKind
+from o2cc.policy.model import Action, CheckedPolicy, Gate, Grant, HeapKind, IndirectTargets
 from o2cc.policy.names import ParsedModule, Resolver
 from o2cc.syntax import nodes as syntax
 from o2cc.syntax.parser import parse
@@ -161,20 +161,21 @@ def degraded(policy: CheckedPolicy, action: Action) -> CheckedPolicy:
     def weaker(given: Action) -> Action:
         return action if given in (Action.DENY, Action.PANIC) else given
 
+    def degraded_gate(gate: Gate) -> Gate:
+        requires = tuple(replace(r, action=weaker(r.action)) for r in gate.requires)
+        return replace(gate, action=weaker(gate.action), requires=requires)
+
+    def degraded_targets(targets: IndirectTargets) -> IndirectTargets:
+        ops = tuple(replace(o, gates=tuple(degraded_gate(g) for g in o.gates)) for o in targets.ops)
+        return replace(targets, action=weaker(targets.action), ops=ops)
+
     return replace(
         policy,
         heap=replace(policy.heap, kind=HeapKind.TRACKED, limit=None),
         on_violation=weaker(policy.on_violation),
         violation_rules=tuple(replace(r, action=weaker(r.action)) for r in policy.violation_rules),
         grants=tuple(replace(g, action=weaker(g.action)) for g in policy.grants),
-        gates=tuple(
-            replace(
-                g,
-                action=weaker(g.action),
-                requires=tuple(replace(r, action=weaker(r.action)) for r in g.requires),
-            )
-            for g in policy.gates
-        ),
+        gates=tuple(degraded_gate(g) for g in policy.gates),
         entries=tuple(
             replace(
                 e,
@@ -184,8 +185,8 @@ def degraded(policy: CheckedPolicy, action: Action) -> CheckedPolicy:
             for e in policy.entries
         ),
         calls=tuple(replace(c, action=weaker(c.action)) for c in policy.calls),
-        indirect=replace(policy.indirect, action=weaker(policy.indirect.action)),
-        scoped_indirect=tuple(replace(i, action=weaker(i.action)) for i in policy.scoped_indirect),
+        indirect=degraded_targets(policy.indirect),
+        scoped_indirect=tuple(degraded_targets(i) for i in policy.scoped_indirect),
     )
 
 
@@ -218,7 +219,7 @@ def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
 
 def _ops_targets(compiled: Compiled, ops: OpsTables) -> OpsTargetsInfo:
     line = _line(compiled, ops.span)
-    return OpsTargetsInfo(ops.struct, ops.modules, ops.excluded, ops.scopes, ops.span.source, line)
+    return OpsTargetsInfo(ops.struct, ops.modules, ops.excluded, ops.scopes, ops.span.source, line, ops.gates)
 
 
 def _heap(compiled: Compiled) -> HeapInfo | None:

@@ -82,7 +82,8 @@ class HookInfo:
 @dataclass(frozen=True, slots=True)
 class OpsTargetsInfo:
     """Functions that may be called through pointers and stand in tables of ``struct`` in loaded modules that match
-    ``modules`` (globs), but for ``excluded``.  ``scopes``: the word that the map ``call_targets`` holds for each.
+    ``modules`` (globs), but for ``excluded``.  ``scopes`` and ``gates`` (number by member of the table, 0 for others): the
+    words that the map ``call_targets`` holds for each.
     ``file`` and ``line`` are the policy's."""
 
     struct: str
@@ -91,6 +92,7 @@ class OpsTargetsInfo:
     scopes: int
     file: str
     line: int
+    gates: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,12 @@ def decode(content: bytes, path: str = "") -> ObjectInfo:
             discharged={str(k): int(v) for k, v in document["discharged"].items()},
             ops_targets=tuple(
                 OpsTargetsInfo(
-                    **{**item, "modules": tuple(item["modules"]), "excluded": tuple(item["excluded"])}
+                    **{
+                        **item,
+                        "modules": tuple(item["modules"]),
+                        "excluded": tuple(item["excluded"]),
+                        "gates": tuple((str(member), int(gate)) for member, gate in item["gates"]),
+                    }
                 )
                 for item in document["ops_targets"]
             ),

@@ -18,12 +18,14 @@ Conventions
       definition dominates and die where it is defined again.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
 FORMAT_VERSION = 1
+_ELEMENT = re.compile(r"\[\d+\]\.?")
 
 SiteKind = Literal[
     "store",
@@ -509,6 +511,11 @@ class OpsTable:
     slots: tuple[tuple[str, str], ...]
     type_inferred: bool = False
     writable: bool = False
+
+
+def member_path(place: str) -> str:
+    """The path of a slot of an ops table without the numbers of array elements: ``[3].fn`` is the member ``fn``."""
+    return _ELEMENT.sub("", place)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ CACHE_STRUCTS: Mapping[str, str] = {
     "sock_inode_cache": "socket_alloc",  # net/socket.c
     "skbuff_head_cache": "sk_buff",  # net/core/skbuff.c, 6.1
     "skbuff_cache": "sk_buff",  # renamed before 6.12
+    "skbuff_fclone_cache": "sk_buff",  # two of them, struct sk_buff_fclones
     "net_namespace": "net",  # net/core/net_namespace.c
     "filp": "file",  # fs/file_table.c
     "dentry": "dentry",  # fs/dcache.c

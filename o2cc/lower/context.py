@@ -50,6 +50,7 @@ class Lowering:
     description: Description
     types: Types
     scopes: Scopes
+    target_gates: Mapping[str, int]  # see o2cc.lower.indirect
     checks: dict[str, ir.Check] = field(default_factory=dict)
     sites: list[ir.Site] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)  # of the table `sites`

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks at the functions that the kernel calls, and of calls and jumps through pointers."""
+"""Checks at the functions that the kernel calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.kernel.description import Function, Operand
+from o2cc.kernel.description import Function
 from o2cc.lower.context import ENTRY_REFUSED, Lowering
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.lower.gates import (
@@ -22,7 +22,6 @@ from o2cc.lower.gates import (
     stack_argument,
 )
 from o2cc.policy import model
-from o2cc.policy.model import ViolationKind
 
 
 def lower_entry(lowering: Lowering, function: Function) -> None:
@@ -142,46 +141,4 @@ def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...
         code.span = effect.span
         emit_loss(expressions, effect, lent, bit)
     code.decide(ir.Verdict.ALLOW)
-    return code.finish()
-
-
-def lower_indirect(lowering: Lowering, function: Function) -> None:
-    """Sites for the calls and jumps through pointers."""
-    for site in function.sites:
-        if site.kind not in ("indirect_call", "indirect_jump"):
-            continue
-        kind = ir.SiteKind.INDIRECT_CALL if site.kind == "indirect_call" else ir.SiteKind.INDIRECT_JUMP
-        probe = lowering.probed_offset(function, site, kind)
-        operand = site.operand
-        if probe is None or operand is None or operand.base is None:
-            continue
-        check = lowering.check(target_shape(operand), partial(_target_check, operand))
-        lowering.add_site(
-            function,
-            site.offset,
-            kind,
-            check,
-            action=lowering.policy.action_for(ViolationKind.ICALL, function.parent or function.name),
-            span=lowering.policy.indirect.span,
-            place=site,
-            probe_offset=probe,
-            parameters={"displacement": operand.displacement & (2**64 - 1)} if operand.is_memory else None,
-        )
-
-
-def target_shape(operand: Operand) -> str:
-    """Name of the check for an indirect call or jump; equal names mean equal code."""
-    index = f"_{operand.index}x{operand.scale}" if operand.index else ""
-    return f"target_{'at_' if operand.is_memory else ''}{operand.base}{index}"
-
-
-def _target_check(operand: Operand) -> tuple[ir.Block, ...]:
-    code = Builder()
-    target: ir.Operand = code.register(operand.base or "")
-    if operand.is_memory:
-        if operand.index is not None:
-            index = code.binary(ir.BinaryOperator.MUL, code.register(operand.index), operand.scale)
-            target = code.add(target, index)
-        target = code.read(8, code.add(target, code.parameter("displacement")))
-    code.give_back(code.call("check_target", target, code.parameter("site"), code.register("rsp")))
     return code.finish()

@@ -189,6 +189,9 @@ class Expressions:
                 answer = code.call(name, pointer, operands[1], site, sp, bp)
             case kinds.GRANTED:
                 answer = code.call("is_granted", pointer, self._mask(predicate.type_id), site, sp)
+            case kinds.FREEABLE if predicate.type_id is not None:
+                mask = self._mask(predicate.type_id)
+                answer = code.call("is_movable", pointer, mask, self._size(predicate.type_id), site)
             case kinds.FREEABLE:
                 answer = code.call("is_freeable", pointer, site, sp)
             case _:
@@ -196,10 +199,20 @@ class Expressions:
         code.branch(answer, if_true, if_false)
 
     def _held(self, predicate: model.Predicate, pointer: ir.Operand, if_true: str, if_false: str) -> None:
-        """The object, and everything that the capability's ranges cover now: a forged buffer is not held."""
-        code = self.code
-        held = code.call("is_held", pointer, self.place.site, self.place.sp, self.place.bp)
+        """The object, and everything that the capability's ranges cover now: a forged buffer is not held.  A capability
+        without ranges is held of an object of its type, whoever may write what of it."""
+        code, site, sp = self.code, self.place.site, self.place.sp
         capability = self.policy.capability(predicate.capability) if predicate.capability else None
+        mask = self._mask(predicate.type_id if capability is None else capability.type_id)
+        if capability is not None and not capability.ranges:
+            code.branch(code.call("is_granted", pointer, mask, site, sp), if_true, if_false)
+            return
+        held = code.call("is_held", pointer, mask, site, sp, self.place.bp)
+        if capability is not None:
+            typed = code.label("typed")
+            code.branch(held, typed, if_false)
+            code.start(typed)
+            held = code.call("fits_type", pointer, mask)
         for part in capability.ranges if capability else ():
             following = code.label("held")
             code.branch(held, following, if_false)
@@ -211,6 +224,9 @@ class Expressions:
             length = code.select(start, length, 0)  # a buffer that is not there is an empty range
             held = code.call("is_covered", start, length, self.place.site, self.place.sp, self.place.bp)
         code.branch(held, if_true, if_false)
+
+    def _size(self, type_id: int) -> int:
+        return next((t.size for t in self.policy.types if t.number == type_id), 0)
 
     def _mask(self, type_id: int | None) -> int:
         struct = next((t.struct for t in self.policy.types if t.number == type_id), None)

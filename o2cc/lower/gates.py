@@ -222,9 +222,13 @@ def expressions_at_call(lowering: Lowering, code: Builder, *, entered: bool) -> 
 
 
 def emit_requirements(
-    expressions: Expressions, requires: tuple[model.Requirement, ...], default: model.Action, kind: int
+    expressions: Expressions,
+    requires: tuple[model.Requirement, ...],
+    default: model.Action | None,
+    kind: int,
 ) -> None:
-    """Report and return at the first requirement that does not hold; go on otherwise."""
+    """Report and return at the first requirement that does not hold; go on otherwise.  ``default``: the action that the
+    site has anyhow (None: it may have any)."""
     code = expressions.code
     for requirement in requires:
         code.span = requirement.span

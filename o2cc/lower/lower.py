@@ -18,10 +18,11 @@ from o2cc.lower import generated
 from o2cc.lower.audition import audition_parts
 from o2cc.lower.constants import kernel_constants, merged
 from o2cc.lower.context import Lowering, Unchecked
-from o2cc.lower.entries import lower_entry, lower_indirect
+from o2cc.lower.entries import lower_entry
 from o2cc.lower.gates import lower_calls
 from o2cc.lower.heap import PrivateHeap, library_part, own_memory_is_plain, private_heap
 from o2cc.lower.phases import transition_constants
+from o2cc.lower.indirect import check_arguments, lower_indirect, target_gates
 from o2cc.lower.places import layout_table, return_table, target_table
 from o2cc.lower.rules import (
     cache_table,
@@ -72,7 +73,7 @@ def lower(
     """
     types = number_types(policy, description)
     scopes = classify_functions(policy)
-    lowering = Lowering(policy, description, types, scopes)
+    lowering = Lowering(policy, description, types, scopes, target_gates(policy))
     for function in description.functions:
         if function.initial:
             continue
@@ -127,8 +128,8 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         ),
         ir.Table(
             "kernel_targets",
-            (("address", 8), ("scopes", 8)),
-            tuple((0, t.scopes) for t in outside),
+            (("address", 8), ("scopes", 8), ("gate", 8)),
+            tuple((0, t.scopes, t.gate) for t in outside),
             max(1, len(outside)),
             writable=True,
         ),
@@ -140,6 +141,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         generated.in_behind(lowering),
         generated.aims_grant(lowering),
         *judges,
+        *([check_arguments(lowering)] if lowering.target_gates else []),
     )
     module = ir.Module(
         name=policy.name,

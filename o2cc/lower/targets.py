@@ -22,6 +22,7 @@ class KernelTarget:
 
     function: str
     scopes: int
+    gate: int = 0  # that looks at the arguments, see o2cc.lower.indirect
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class OpsTables:
     excluded: tuple[str, ...]
     scopes: int
     span: Span
+    gates: tuple[tuple[str, int], ...] = ()  # by member, see o2cc.lower.indirect
 
 
 def _rules(lowering: Lowering) -> list[tuple[ScopedRule, IndirectTargets]]:
@@ -52,7 +54,8 @@ def kernel_targets(lowering: Lowering) -> tuple[KernelTarget, ...]:
         for name in targets.functions:
             if name not in own:
                 masks[name] = masks.get(name, 0) | mask
-    return tuple(KernelTarget(name, mask) for name, mask in sorted(masks.items()))
+    gates = lowering.target_gates
+    return tuple(KernelTarget(name, mask, gates.get(name, 0)) for name, mask in sorted(masks.items()))
 
 
 def own_targets(lowering: Lowering) -> dict[str, int]:
@@ -79,6 +82,7 @@ def ops_targets(lowering: Lowering) -> tuple[OpsTables, ...]:
     """Tables whose functions the loader looks up.  Raises DiagnosticError (O2C0512) for tables of no named module."""
     problems = Collector()
     found: list[OpsTables] = []
+    gates = lowering.target_gates
     for rule, targets in _rules(lowering):
         mask = lowering.scopes.mask_of_rule(rule, targets.scope)
         for ops in targets.ops:
@@ -94,6 +98,11 @@ def ops_targets(lowering: Lowering) -> tuple[OpsTables, ...]:
                     )
                 )
                 continue
-            found.append(OpsTables(ops.struct, ops.modules, targets.excluded, mask, ops.span))
+            numbers = tuple(
+                (gate.function.removeprefix(f"{ops.struct}."), gates[gate.function])
+                for gate in ops.gates
+                if gate.function in gates
+            )
+            found.append(OpsTables(ops.struct, ops.modules, targets.excluded, mask, ops.span, numbers))
     problems.raise_if_errors()
     return tuple(found)

@@ -10,7 +10,7 @@ allows, O2C0306 dangerous call.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from o2cc.diagnostics import Span, did_you_mean, warning
@@ -120,6 +120,12 @@ class CallDecider:
                     silent.append(name)
         self._report_denied(silent, policy_span)
         return (*rules, *sorted(scoped, key=lambda rule: rule.function))
+
+    def report_dangerous_targets(self, targets: Mapping[str, Span]) -> None:
+        """Tell which functions that pointers may lead to are dangerous."""
+        found = members_of_sets(self.context, self.target, "dangerous", targets)
+        self.dangerous.update(found)
+        self._report_dangerous({name: Mention(targets[name], Exactness.NAME) for name in found})
 
     def _report_unknown(self, resolved: Resolved) -> None:
         for name, span in resolved.unknown.items():

@@ -6,12 +6,14 @@ Pure: the modules come through a `Resolver`, the description is data.  Everythin
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from o2cc.diagnostics import (
     Collector,
     Diagnostic,
     Label,
+    Span,
     did_you_mean,
     error,
     note,
@@ -27,7 +29,17 @@ from o2cc.policy.entries import EntryBuilder
 from o2cc.policy.features import required_features
 from o2cc.policy.gates import GateBuilder, GateRule
 from o2cc.policy.grants import GrantBuilder
-from o2cc.policy.model import Action, CheckedPolicy, Gate, Grant, Scope, ViolationKind, ViolationRule
+from o2cc.policy.members import with_member_gates
+from o2cc.policy.model import (
+    Action,
+    CheckedPolicy,
+    Gate,
+    Grant,
+    IndirectTargets,
+    Scope,
+    ViolationKind,
+    ViolationRule,
+)
 from o2cc.policy.names import NoModules, ParsedModule, Program, Resolver, load_program
 from o2cc.policy.overlap import check_overlaps
 from o2cc.policy.policy_tests import TestChecker
@@ -125,6 +137,11 @@ def _select(program: Program, name: str | None, collector: Collector) -> nodes.C
     return found[names.index(name)]
 
 
+def _without(targets: IndirectTargets, left_out: Collection[str]) -> IndirectTargets:
+    """The same but for these functions."""
+    return replace(targets, functions=tuple(name for name in targets.functions if name not in left_out))
+
+
 @dataclass(frozen=True)
 class _ScopedRule:
     """A rule with the functions that it is for (None: all)."""
@@ -174,10 +191,22 @@ class _Checker:
             [(rule.node, rule.scope) for rule in gate_rules],
             self.span,
         )
+        indirect, scoped_indirect = self._indirect()
+        through_pointers = {
+            name: rule.span
+            for rule in (*scoped_indirect, indirect)
+            for name in rule.functions
+            if name not in self.target.functions
+        }
+        decider.report_dangerous_targets(through_pointers)
         allowed = {rule.function: rule.span for rule in reversed(calls) if rule.allowed}
         builder = GateBuilder(context, self.target, self._action(ViolationKind.GATE, None))
-        gates = builder.build(allowed, gate_rules, self.span)
+        gates = builder.build(allowed, through_pointers, gate_rules, self.span)
         gates = tuple(self._mark_dangerous(gate, decider) for gate in gates)
+        if builder.refused:
+            self._report_refused(builder.refused, through_pointers)
+            indirect, *rest = (_without(rule, builder.refused) for rule in (indirect, *scoped_indirect))
+            scoped_indirect = tuple(rest)
         entry_builder = EntryBuilder(context, self.target, self._action(ViolationKind.GATE, None))
         entries = entry_builder.build(
             [rule for rule in self.compartment.rules if isinstance(rule, nodes.Entry)],
@@ -185,16 +214,10 @@ class _Checker:
             gates,
         )
         entry_builder.note_uncovered(self.span)
-        indirect, scoped_indirect = indirect_targets(
-            context,
-            self.target,
-            [
-                (rule.node, rule.scope, self._action(ViolationKind.ICALL, rule.scope))
-                for rule in self.rules
-                if isinstance(rule.node, nodes.IndirectCall)
-            ],
-            self._action(ViolationKind.ICALL, None),
-            self.span,
+        gate_action = self._action(ViolationKind.GATE, None)
+        indirect = with_member_gates(context, self.target, indirect, gate_action)
+        scoped_indirect = tuple(
+            with_member_gates(context, self.target, rule, gate_action) for rule in scoped_indirect
         )
         tests = self._tests({gate.function for gate in gates})
         self._check_typed(grants, gates, entries)
@@ -239,6 +262,39 @@ class _Checker:
         )
 
     # --- parts
+
+    def _indirect(self) -> tuple[IndirectTargets, tuple[IndirectTargets, ...]]:
+        """Where pointers may lead: for all code, and for some functions."""
+        return indirect_targets(
+            self.context,
+            self.target,
+            [
+                (rule.node, rule.scope, self._action(ViolationKind.ICALL, rule.scope))
+                for rule in self.rules
+                if isinstance(rule.node, nodes.IndirectCall)
+            ],
+            self._action(ViolationKind.ICALL, None),
+            self.span,
+        )
+
+    def _report_refused(self, refused: Mapping[str, Diagnostic], rules: Mapping[str, Span]) -> None:
+        """Tell which functions pointers may not lead to after all."""
+        by_rule: dict[Span, list[str]] = {}
+        for name in sorted(refused):
+            by_rule.setdefault(rules[name], []).append(name)
+        for span, names in by_rule.items():
+            self.context.collector.add(
+                warning(
+                    "O2C0310",
+                    f"pointers may not lead to {len(names)} of these functions, whose arguments cannot be checked"
+                    if len(names) > 1
+                    else f"pointers may not lead to `{names[0]}`, whose arguments cannot be checked",
+                    span,
+                    "left out here",
+                    notes=[f"`{name}`: {refused[name].message}" for name in names],
+                    help="give the types of the parameters with `extern fn` or `gate`, or leave the functions out",
+                )
+            )
 
     def _scoped_rules(self) -> list[_ScopedRule]:
         rules: list[_ScopedRule] = []

@@ -156,6 +156,7 @@ class ClauseChecker:
             self._imply(
                 self._held(found.pointer, capability, clause.span), found.pointer, condition, clause.span
             )
+            self._imply_movable(found.pointer, capability, condition, clause.span)
             return
         freeable = Predicate(PredicateKind.FREEABLE, (found.pointer,), BOOLEAN, clause.span)
         none = compare(
@@ -222,6 +223,8 @@ class ClauseChecker:
         if capability is not None:
             required = self._held(found.pointer, capability, span)
             self._imply(required, found.pointer, None, span)
+            if kind is model.Takes:
+                self._imply_movable(found.pointer, capability, None, span)
         elif length is not None:
             self._require_writable(found.pointer, length, condition, span)
         else:
@@ -279,14 +282,17 @@ class ClauseChecker:
         return fitting[0] if len(fitting) == 1 else None
 
     def _held(self, pointer: Expr, capability: Capability, span: Span) -> Expr:
-        """That the capability is held.  One without memory only says what the object is, which the object's own
-        cache can say as well."""
-        required: Expr = Predicate(
-            PredicateKind.HELD, (pointer,), BOOLEAN, span, capability.type_id, capability.name
-        )
-        if not capability.ranges:
-            required = or_granted(self.context, required, pointer, capability.struct, span)
-        return required
+        return Predicate(PredicateKind.HELD, (pointer,), BOOLEAN, span, capability.type_id, capability.name)
+
+    def _imply_movable(
+        self, pointer: Expr, capability: Capability, condition: Expr | None, span: Span
+    ) -> None:
+        """Who takes an object over may free it: it must be one of that type of the heap, from its first byte."""
+        if any(isinstance(part.start, model.ArgumentValue) for part in capability.ranges):
+            movable = Predicate(
+                PredicateKind.FREEABLE, (pointer,), BOOLEAN, span, capability.type_id, capability.name
+            )
+            self._imply(movable, pointer, condition, span)
 
     def _when(self, when: nodes.Expression | None) -> tuple[Expr | None, bool]:
         """The condition of an effect, and whether it is valid."""
@@ -366,8 +372,8 @@ def implied_by_type(
     pointers.
 
     A function pointer must be an entry.  A pointer to a struct that the kernel shares must not be of the
-    compartment's making.  Where a capability reaches further than the object itself, owning the object is not
-    enough, since the compartment could have forged the pointers in it.
+    compartment's making.  Where a capability reaches further than the object itself, or says nothing but what the
+    object is, owning the object is not enough, since the compartment could have forged what is in it.
     """
     argument = model.ArgumentValue(index, name, type_, span)
     none = compare(BinaryOperation.EQUAL, argument, constant(0, span), span)
@@ -381,22 +387,22 @@ def implied_by_type(
     required: Expr = none
     if type_.struct in context.program.shared_types:
         required = either(required, Predicate(PredicateKind.SHARED, (argument,), BOOLEAN, span, number))
-    elif not any(_reaches_further(capability) for capability in fitting):
+    elif all(capability.ranges and not _reaches_further(capability) for capability in fitting):
         required = either(required, Predicate(PredicateKind.OWNED, (argument,), BOOLEAN, span))
     names: list[str | None] = [capability.name for capability in fitting]
     for held in names or [None]:
         required = either(required, Predicate(PredicateKind.HELD, (argument,), BOOLEAN, span, number, held))
-    required = or_granted(context, required, argument, type_.struct, span)
+    identity = any(not capability.ranges for capability in fitting)  # held by every object of that type
+    if not identity and _is_granted(context, type_.struct):
+        required = either(required, Predicate(PredicateKind.GRANTED, (argument,), BOOLEAN, span, number))
     return Requirement(required, action, span, implied=True)
 
 
-def or_granted(context: Context, required: Expr, pointer: Expr, struct: str, span: Span) -> Expr:
-    """The requirement, or that the object is certainly of a granted struct that is ``struct`` or begins with it."""
-    for granted in sorted(context.granted_structs):
-        if granted == struct or begins_with(context, struct, granted):
-            number = context.types.number(granted)
-            required = either(required, Predicate(PredicateKind.GRANTED, (pointer,), BOOLEAN, span, number))
-    return required
+def _is_granted(context: Context, struct: str) -> bool:
+    """Whether fields are granted of objects that are a ``struct`` or begin with one."""
+    return any(
+        granted == struct or begins_with(context, struct, granted) for granted in context.granted_structs
+    )
 
 
 def _reaches_further(capability: Capability) -> bool:

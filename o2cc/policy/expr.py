@@ -162,13 +162,14 @@ class PredicateKind(StrEnum):
     """Questions about memory.  ``p`` is the first operand; a null pointer satisfies none of them.
 
     OWNED     the object at p is the compartment's own (its heap, data, per-CPU data or stack)
-    HELD      a capability for the object that starts at p is held; with ``capability`` that one, and everything
-              that its ranges cover *now* is held too (a packet whose `head` was forged is not held)
+    HELD      a capability for the object that starts at p is held; with ``capability`` that one: the object is
+              certainly of its type, or its memory is held and everything that its ranges cover *now* is held too (a
+              packet whose `head` was forged is not held)
     SHARED    p is a kernel address in memory that the compartment cannot write (neither own nor held), so that
               nothing there can be of its making: for objects that the kernel shares, such as `struct net`
     WRITABLE  the n bytes (second operand) at p may be written: owned, held or granted
     GRANTED   p points to the start of a granted struct of type ``type_id`` whose type is certain
-    FREEABLE  p is the start of a heap object that is owned or held
+    FREEABLE  p is the start of a heap object that is owned or held; with ``capability`` one of its struct
     SIZE      (an integer) usable size in bytes of the heap object at p, 0 when it is none
     ENTRY     p is the address of an entry of the compartment, or one of the policy's ``kernel_callbacks`` (for
               function pointers handed to the kernel)

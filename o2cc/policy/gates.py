@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from o2cc.diagnostics import Label, Span, did_you_mean, error, warning
+from o2cc.diagnostics import Collector, Diagnostic, Label, Span, did_you_mean, error, warning
 from o2cc.kernel.description import Prototype
 from o2cc.policy import model
 from o2cc.policy.base_types import base_type, base_type_names
@@ -157,12 +157,18 @@ class GateBuilder:
         self.context = context
         self.target = target
         self.action = gate_action
+        self.refused: dict[str, Diagnostic] = {}
 
     def build(
-        self, callees: Mapping[str, Span], rules: Iterable[GateRule], policy_span: Span
+        self,
+        callees: Mapping[str, Span],
+        through_pointers: Mapping[str, Span],
+        rules: Iterable[GateRule],
+        policy_span: Span,
     ) -> tuple[Gate, ...]:
-        """Gates of the functions that may be called (with the span of the rule that allows it) and of those that
-        the policy speaks of, by name, those for all callers first."""
+        """Gates of the functions that may be called, directly or through pointers (with the span of the rule that
+        allows it), and of those that the policy speaks of, by name, those for all callers first.  Functions that only
+        pointers lead to and whose arguments cannot be checked are left in ``refused``."""
         by_function: dict[str, list[GateRule]] = {}
         for rule in rules:
             by_function.setdefault(rule.node.function.text, []).append(rule)
@@ -170,7 +176,8 @@ class GateBuilder:
         for function in sorted({*callees, *by_function}):
             written = by_function.get(function, [])
             for rule in written:
-                if function not in self.target.callees and self.context.has_target:
+                called = function in self.target.callees or function in through_pointers
+                if not called and self.context.has_target:
                     self._never_called(rule.node)
             for rule in written:
                 gate = self._gate(function, rule, rule.node.span)
@@ -180,7 +187,32 @@ class GateBuilder:
                 gate = self._gate(function, None, callees[function])
                 if gate is not None:
                     gates.append(gate)
-        return tuple(gates)
+        for function, span in sorted(through_pointers.items()):
+            if function not in callees and not any(
+                rule.scope is None for rule in by_function.get(function, [])
+            ):
+                gate = self._tried(function, span)
+                if gate is not None:
+                    gates.append(gate)
+        return tuple(sorted(gates, key=lambda gate: gate.function))
+
+    def _tried(self, function: str, span: Span) -> Gate | None:
+        """The gate of a function that only pointers lead to.  The target knows types of what it calls directly: where
+        what a library says needs more, there is no gate, and the function stands in ``refused``."""
+        collector, broken = self.context.collector, set(self.context.broken_capabilities)
+        trial = Collector()
+        self.context.collector = trial
+        try:
+            gate = self._gate(function, None, span)
+        finally:
+            self.context.collector = collector
+        if trial.has_errors:
+            self.context.broken_capabilities = broken
+            self.refused[function] = trial.diagnostics[0]
+            return None
+        for diagnostic in trial.diagnostics:
+            collector.add(diagnostic)
+        return gate
 
     def _never_called(self, node: nodes.Gate) -> None:
         name = node.function.text

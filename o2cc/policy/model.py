@@ -392,11 +392,13 @@ class CallRule:
 
 @dataclass(frozen=True, slots=True)
 class OpsTargets:
-    """Targets that are the functions in tables of ``struct``, in modules that match ``modules`` (globs)."""
+    """Targets that are the functions in tables of ``struct``, in modules that match ``modules`` (globs).  ``gates``
+    say what is required of the arguments of calls through each member; their functions are called ``STRUCT.MEMBER``."""
 
     struct: str
     modules: tuple[str, ...]
     span: Span
+    gates: tuple[Gate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from o2cc.kernel.description import Argument, Description, Function, Prototype, Site, StaticAddress
+from o2cc.kernel.description import (
+    Argument,
+    Description,
+    Function,
+    Prototype,
+    Site,
+    StaticAddress,
+    member_path,
+)
 
 _CALL_KINDS = ("call", "tail_call")
-_ELEMENT = re.compile(r"\[\d+\]\.?")
 
 
 def is_plumbing(name: str) -> bool:
@@ -79,7 +85,7 @@ class TargetCode:
                 for place, function in table.slots:
                     if function not in self.functions:
                         continue
-                    member = _ELEMENT.sub("", place)
+                    member = member_path(place)
                     for struct, path in self._levels(table.type, member):
                         found.setdefault(struct, []).append((path, table.symbol, function))
         return {struct: tuple(slots) for struct, slots in found.items()}

@@ -18,7 +18,7 @@ from o2cc.bpf.info import ObjectInfo, OpsTargetsInfo
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.kernel import store
 from o2cc.kernel.btf import Btf, read_btf
-from o2cc.kernel.description import OpsTable
+from o2cc.kernel.description import OpsTable, member_path
 from o2cc.kernel.kernels import module_files, module_name, read_module
 from o2cc.runtime import libbpf, running_kernel
 
@@ -37,20 +37,21 @@ def fill(info: ObjectInfo, maps: Mapping[str, int], warn: Callable[[Diagnostic],
     found, warnings = resolve(info, modules, tables_of, running_kernel.functions_of)
     for item in warnings:
         warn(item)
-    for address, scopes in found.items():
-        libbpf.update(maps[MAP], struct.pack("<Q", address), struct.pack("<Q", scopes))
+    for address, words in found.items():
+        libbpf.update(maps[MAP], struct.pack("<Q", address), struct.pack("<QQ", *words))
     return len(found)
 
 
 def resolve(
     info: ObjectInfo, modules: Sequence[str], tables: Tables, addresses: Addresses
-) -> tuple[dict[int, int], tuple[Diagnostic, ...]]:
-    """Scope classes by address of the function, and what the engineer should know.
+) -> tuple[dict[int, tuple[int, int]], tuple[Diagnostic, ...]]:
+    """Scope classes and gate (see `OpsTargetsInfo`) by address of the function, and what the engineer should know.  Of a
+    function that stands in several members one that has a gate counts.
 
     Raises DiagnosticError (O2C0822) with one diagnostic for each module that stays unknown; O2C0823 when there are more
     targets than the map holds.
     """
-    found: dict[int, int] = {}
+    found: dict[int, tuple[int, int]] = {}
     problems: list[Diagnostic] = []
     notes: list[Diagnostic] = []
     known: dict[str, Sequence[OpsTable]] = {}
@@ -65,19 +66,20 @@ def resolve(
             except DiagnosticError as problem:
                 problems.append(_unknown(rule, name, problem.diagnostics[0].message))
                 known[name] = ()
-            functions = {
-                function
-                for table in known[name]
-                if table.type == rule.struct
-                for _, function in table.slots
-                if function not in rule.excluded
-            }
+            gates = dict(rule.gates)
+            functions: dict[str, int] = {}
+            for table in known[name]:
+                for member, function in table.slots if table.type == rule.struct else ():
+                    if function not in rule.excluded:
+                        gate = gates.get(member_path(member), 0)
+                        functions[function] = functions.get(function, 0) or gate
             places = addresses(name, functions)
             if lost := sorted(function for function in functions if not places.get(function)):
                 problems.append(_unknown(rule, name, f"the kernel does not list `{lost[0]}`"))
-            for function in functions:
+            for function, gate in functions.items():
                 for address in places.get(function, ()):
-                    found[address] = found.get(address, 0) | rule.scopes
+                    scopes, earlier = found.get(address, (0, 0))
+                    found[address] = scopes | rule.scopes, earlier or gate
     if problems:
         raise DiagnosticError(tuple(problems))
     capacity = next((item.capacity for item in info.maps if item.name == MAP), 0)

@@ -34,6 +34,10 @@ static struct victim_object *old_object;
 static void *old_foreign;
 static u32 actions;
 static struct timer_list victim_timer;
+static struct {
+	void (*free)(const void *object);
+	void *(*copy)(void *destination, const void *source, size_t length);
+} helpers = { kfree, memcpy };
 
 /* Places of attack.  Not inlined, so that a report names them. */
 
@@ -84,6 +88,16 @@ static noinline void store_return_address(bool attack)
 static noinline void call_action(struct victim_object *object)
 {
 	object->action();
+}
+
+static noinline void call_free(void *object)
+{
+	READ_ONCE(helpers.free)(object);
+}
+
+static noinline void call_copy(void *destination, const void *source, size_t length)
+{
+	READ_ONCE(helpers.copy)(destination, source, length);
 }
 
 static noinline void call_update(struct bystander_shared *shared)
@@ -159,7 +173,10 @@ static int proper_use(struct victim_object *object)
 	INIT_LIST_HEAD(&object->link);
 	list_add(&second->link, &object->link);
 	unlink_node(&second->link);
-	free_object(second);
+	call_copy(second->words, object->words, sizeof(second->words));
+	call_copy(bytes, second->words, sizeof(bytes));
+	call_free(second);
+	free_object(kzalloc(64, GFP_KERNEL));
 	start_timer(&victim_timer);
 	return 0;
 }
@@ -355,6 +372,15 @@ static int attack(unsigned int command, struct victim_object *object)
 		mod_timer(&victim_timer, jiffies + HZ / 10);
 		WRITE_ONCE(victim_timer.function, (void (*)(struct timer_list *))bystander_timer);
 		msleep(250);
+		return 0;
+	case VICTIM_POINTER_TO_FREE:
+		call_free(bystander_sacrifice());
+		return 0;
+	case VICTIM_POINTER_TO_COPY:
+		call_copy(foreign, object->words, 16);
+		return 0;
+	case VICTIM_FORGED_OBJECT:
+		call_update((struct bystander_shared *)object);
 		return 0;
 	case VICTIM_OLD_OBJECT:
 		store_word(&old_object->words[0], 1);

@@ -98,8 +98,8 @@ def test_functions_in_tables_of_modules_are_called_by_their_scopes() -> None:
     site = _indirect(kernel)
     targets = kernel.world.machine.maps["call_targets"]
     bit = kernel.world.machine.tables["sites"].load(site.number, "scopes")
-    targets.update((0xFFFF_FFFF_C100_0000,), (bit,))
-    targets.update((0xFFFF_FFFF_C100_0010,), (bit << 1,))
+    targets.update((0xFFFF_FFFF_C100_0000,), (bit, 0))
+    targets.update((0xFFFF_FFFF_C100_0010,), (bit << 1, 0))
     assert _goes(kernel, 0xFFFF_FFFF_C100_0000, site) == "allow"
     assert _goes(kernel, 0xFFFF_FFFF_C100_0010, site) == "deny"
 

@@ -71,6 +71,11 @@ CASES: dict[str, str] = {
     if False
     else compartment("gate send(sk, skb) { writes skb.users.value.low }"),
     "icall_target_unknown": compartment("icall { demo_opne }"),
+    "icall_target_dangerous": compartment("icall { kernel_write }"),
+    "icall_target_without_types": compartment(
+        "icall { other_handler, printk }", before="extern fn other_handler(table) writes table whole\n"
+    ),
+    "icall_member_unknown": compartment('icall ops struct timer_list of modules "other_*"'),
     "constants_too_deep": compartment(
         "gate send(sk, skb) { require skb.len == A0 }",
         before="".join(f"const A{i} = A{i + 1}\n" for i in range(70)) + "const A70 = 1\n",

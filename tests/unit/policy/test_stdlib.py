@@ -61,7 +61,7 @@ def test_names_and_clauses_hold_for_every_function() -> None:
     functions = dict.fromkeys(
         [*context.program.functions, *(item[0] for item in context.program.function_globs)], SPAN
     )
-    gates = GateBuilder(context, TargetCode(None), Action.DENY).build(functions, (), SPAN)
+    gates = GateBuilder(context, TargetCode(None), Action.DENY).build(functions, {}, (), SPAN)
     assert [item.message for item in context.collector.diagnostics] == []
     assert len(gates) == len(functions) > 500
 

@@ -35,7 +35,7 @@ def _addresses(module: str, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _object(*rules: OpsTargetsInfo, capacity: int = 16) -> ObjectInfo:
-    call_targets = MapInfo("call_targets", "hash", ("address",), ("scopes",), capacity)
+    call_targets = MapInfo("call_targets", "hash", ("address",), ("scopes", "gate"), capacity)
     return replace(info(site(0)), ops_targets=rules, maps=(call_targets,))
 
 
@@ -46,7 +46,7 @@ def _rule(*modules: str, struct: str = "nft_expr_ops", scopes: int = 1, excluded
 def _resolve(*rules: OpsTargetsInfo, modules: tuple[str, ...] = ("nft_ct", "nft_nat")) -> dict[int, int]:
     found, notes = resolve(_object(*rules), modules, _tables, _addresses)
     assert notes == ()
-    return found
+    return {address: scopes for address, (scopes, _) in found.items()}
 
 
 def test_only_tables_of_the_named_struct_count() -> None:
@@ -64,6 +64,16 @@ def test_excluded_functions_are_left_out() -> None:
 def test_scopes_of_two_rules_are_joined_and_kept_apart() -> None:
     found = _resolve(_rule("nft_*", scopes=2), _rule("nft_nat", scopes=4))
     assert found == {0x10: 2, 0x20: 2, 0x28: 2, 0x40: 6}
+
+
+def test_each_member_has_its_gate() -> None:
+    """Catches the gate of one member that looks at the arguments of another; a place in an array counts as its member."""
+    rule = replace(_rule("nft_*"), gates=(("eval", 3), ("init", 5)))
+    found, _ = resolve(_object(rule), ("nft_ct", "nft_nat"), _tables, _addresses)
+    assert {address: gate for address, (_, gate) in found.items()} == {0x10: 3, 0x20: 5, 0x28: 5, 0x40: 3}
+    rule = replace(_rule("nft_*"), gates=(("init", 5),))
+    found, _ = resolve(_object(rule), ("nft_ct",), _tables, _addresses)
+    assert found[0x10] == (1, 0)
 
 
 def test_a_pattern_that_no_loaded_module_fits_is_told() -> None:
