@@ -145,7 +145,7 @@ class EntryBuilder:
     def _entry(self, node: nodes.Entry) -> None:
         name = node.function.text
         if name not in self.target.functions:
-            if self.context.has_target:
+            if self.context.has_target and not node.optional:
                 self.context.collector.add(
                     error(
                         "O2C0240",

@@ -175,10 +175,12 @@ class GateBuilder:
         gates: list[Gate] = []
         for function in sorted({*callees, *by_function}):
             written = by_function.get(function, [])
-            for rule in written:
-                called = function in self.target.callees or function in through_pointers
-                if not called and self.context.has_target:
-                    self._never_called(rule.node)
+            called = function in self.target.callees or function in through_pointers
+            if not called and self.context.has_target:
+                for rule in written:
+                    if not rule.node.optional:
+                        self._never_called(rule.node)
+                written = [rule for rule in written if not rule.node.optional]
             for rule in written:
                 gate = self._gate(function, rule, rule.node.span)
                 if gate is not None:

@@ -382,6 +382,8 @@ class GrantBuilder:
             for name, symbol in known.items()
             if symbol.is_object and fnmatch.fnmatchcase(name, first.text)
         ]
+        if not matched and path.optional:
+            return []
         if not matched:
             self._unknown_symbol(first.text, first.span, [n for n, s in known.items() if s.is_object])
             return []

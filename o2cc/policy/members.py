@@ -96,11 +96,13 @@ def _report_unknown(context: Context, ops: OpsTargets, known: set[str]) -> None:
         warning(
             "O2C0311",
             f"arguments of calls through {len(unknown)} members of `struct {ops.struct}` are not checked"
+            if len(unknown) > 1
+            else f"arguments of calls through {unknown[0]} of `struct {ops.struct}` are not checked"
             if unknown
             else f"arguments of calls through tables of `struct {ops.struct}` are not checked",
             ops.span,
             "allowed here",
-            notes=[shown] if unknown else [],
+            notes=[shown] if len(unknown) > 1 else [],
             help=f"say what they are given with `extern entry struct {ops.struct}.member(...)`",
         )
     )

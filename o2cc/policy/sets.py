@@ -116,7 +116,8 @@ def _add(
             matched = [name for name in universe.names if fnmatch.fnmatchcase(name, element.text)]
             for name in matched:
                 _mention(into, name, _where(element, through, Exactness.PATTERN))
-            if not matched and through is None and context.has_target and not universe.quiet:
+            silent = universe.quiet or element.optional
+            if not matched and through is None and context.has_target and not silent:
                 context.collector.add(
                     warning("O2C0217", f"no {universe.noun} matches `{element.text}`", element.span)
                 )
@@ -124,7 +125,7 @@ def _add(
             known = element.text in universe.names
             if known or universe.open:
                 _mention(into, element.text, _where(element, through, Exactness.NAME))
-            if not known and through is None and context.has_target:
+            if not known and through is None and context.has_target and not element.optional:
                 unknown[element.text] = element.span
                 if universe.strict:
                     context.collector.add(

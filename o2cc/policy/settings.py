@@ -309,11 +309,15 @@ def check_transition(context: Context, compartment: nodes.Compartment) -> Transi
 
 
 def resolve_scope(context: Context, target: TargetCode, node: nodes.InFunctions) -> Scope | None:
-    """The functions of an `in functions` block; None, with a warning, if there are none."""
+    """The functions of an `in functions` block; None if there are none, with a warning unless some are named `if
+    present`."""
     universe = Universe(target.functions, (), "function of this compartment", strict=True)
     resolved = resolve_set(context, context.program.main, node.functions, universe)
     if not resolved.included:
-        if context.has_target and not resolved.unknown:
+        optional = any(
+            isinstance(part, nodes.SymbolPattern) and part.optional for part in node.functions.include
+        )
+        if context.has_target and not resolved.unknown and not optional:
             context.collector.add(
                 warning(
                     "O2C0233",

@@ -23,6 +23,7 @@ from o2cc.syntax.parts import (
     Excluded,
     FieldValues,
     Functions,
+    IfPresent,
     Modules,
     ModuleString,
     OfTest,
@@ -109,11 +110,20 @@ class AstBuilder(ClauseBuilder):
 
     def entry(self, meta: Meta, children: Children) -> n.Entry:
         clauses = first_of(children, Clauses)
-        return n.Entry(self._span(meta), children[0], children[1], clauses.clauses if clauses else ())
+        optional = first_of(children, IfPresent) is not None
+        return n.Entry(
+            self._span(meta), children[0], children[1], clauses.clauses if clauses else (), optional
+        )
 
     def gate(self, meta: Meta, children: Children) -> n.Gate:
         clauses = first_of(children, Clauses)
-        return n.Gate(self._span(meta), children[0], children[1], clauses.clauses if clauses else ())
+        optional = first_of(children, IfPresent) is not None
+        return n.Gate(
+            self._span(meta), children[0], children[1], clauses.clauses if clauses else (), optional
+        )
+
+    def if_present(self, meta: Meta, children: Children) -> IfPresent:
+        return IfPresent()
 
     def ops_fields(self, meta: Meta, children: Children) -> n.OpsFields:
         return n.OpsFields(self._span(meta), children[0], first_of(children, n.FieldSet))

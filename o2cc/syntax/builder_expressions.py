@@ -194,6 +194,11 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
 
     one_symbol = symbol_pattern
 
+    def optional_symbol(self, meta: Meta, children: Children) -> n.SymbolPattern:
+        (pattern,) = children
+        assert isinstance(pattern, n.SymbolPattern)
+        return replace(pattern, optional=True)
+
     def dotted(self, meta: Meta, children: Children) -> n.SetRef:
         span = self._span(meta)
         return n.SetRef(span, n.QualifiedName(span, tuple(children)))
@@ -234,6 +239,8 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
         (path,) = children
         assert isinstance(path, n.FieldPath)
         return replace(path, optional=True)
+
+    optional_path = optional_field
 
     def whole(self, meta: Meta, children: Children) -> n.Whole:
         return n.Whole(self._span(meta))

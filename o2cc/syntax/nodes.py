@@ -301,9 +301,12 @@ Expression = Integer | Ratio | Path | FunctionCall | SizeOf | Unary | Binary
 
 @dataclass(frozen=True, slots=True)
 class SymbolPattern(Node):
-    """A symbol or a glob over symbols (`*` any text, `?` one character)."""
+    """A symbol or a glob over symbols (`*` any text, `?` one character).
+
+    `optional` (`f if present`): kernels that lack the symbol are meant too."""
 
     text: str
+    optional: bool = False
 
     @property
     def is_glob(self) -> bool:
@@ -644,11 +647,12 @@ class WriteSymbols(Node):
 
 @dataclass(frozen=True, slots=True)
 class Entry(Node):
-    """The kernel may enter the compartment here."""
+    """The kernel may enter the compartment here, in kernels that have the function if it is `optional`."""
 
     function: Name
     parameters: Parameters
     clauses: tuple[Clause, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -668,11 +672,13 @@ class Entries(Node):
 
 @dataclass(frozen=True, slots=True)
 class Gate(Node):
-    """The compartment may call this function under these conditions."""
+    """The compartment may call this function under these conditions; where it does not, an `optional` gate has no
+    effect and nothing is said of it."""
 
     function: Name
     parameters: Parameters
     clauses: tuple[Clause, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,11 @@ class AsCapability:
 
 
 @dataclass(frozen=True, slots=True)
+class IfPresent:
+    """`if present` behind the parameters of an entry or a gate."""
+
+
+@dataclass(frozen=True, slots=True)
 class AsEntry:
     name: n.QualifiedName
 

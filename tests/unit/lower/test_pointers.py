@@ -67,9 +67,9 @@ def test_own_functions_take_what_they_are_given() -> None:
     taken = next(f.name for f in sctp().functions if f.address_taken and not f.initial)
     foreign = kernel.object(64)
     assert kernel.kinds(kernel.run(site, foreign, **{register: kernel.world.function(taken)})) == []
-    assert kernel.kinds(
-        kernel.run(site, foreign, **{register: kernel.world.function("commit_creds")})
-    ) == [INDIRECT_DENIED]
+    assert kernel.kinds(kernel.run(site, foreign, **{register: kernel.world.function("commit_creds")})) == [
+        INDIRECT_DENIED
+    ]
 
 
 def test_a_packet_handed_over_through_a_pointer_is_held_no_longer() -> None:
@@ -84,9 +84,7 @@ def test_a_packet_handed_over_through_a_pointer_is_held_no_longer() -> None:
 
 def test_a_tail_jump_keeps_what_an_entry_was_lent() -> None:
     """Catches arguments of a jump that take the place of an entry's, which has the same stack pointer."""
-    kernel = confined(
-        "    entry sctp_wfree(skb) { lends skb as packet until return }", targets=TARGETS
-    )
+    kernel = confined("    entry sctp_wfree(skb) { lends skb as packet until return }", targets=TARGETS)
     packet = _packet(kernel, held=False)
     entry = kernel.site("sctp_wfree", ir.SiteKind.ENTRY)
     back = kernel.site("sctp_wfree", ir.SiteKind.RETURN)
@@ -127,7 +125,9 @@ def test_members_of_other_modules_tables_are_asked_by_type() -> None:
 def _packet(kernel: Confined, *, held: bool = True) -> int:
     """A packet with its buffer, as a gate gives it."""
     layout = sctp().types.struct_by_name
-    packet = kernel.object(layout["sk_buff"].size, HELD | TYPED if held else 0, "sk_buff", "skbuff_head_cache")
+    packet = kernel.object(
+        layout["sk_buff"].size, HELD | TYPED if held else 0, "sk_buff", "skbuff_head_cache"
+    )
     buffer = kernel.object(1024, HELD if held else 0)
     memory = kernel.world.machine.memory
     memory.write_word(packet + offset_of("sk_buff", "head"), buffer, 8)

@@ -438,3 +438,37 @@ def test_policy_tests_are_typed() -> None:
     assert isinstance(phase, model.TestPhase)
     assert isinstance(last, model.TestStore)
     assert (last.address.object, last.address.offset, last.size) == ("t", 4, 4)
+
+
+# --- what only some kernels have
+
+
+OPTIONAL = (
+    "entry demo_gone(skb) if present { gives skb as packet }",
+    "entry demo_rcv(skb) if present { gives skb as packet }",
+    "gate gone(x) if present { require x.field == 1 }",
+    "gate send(sk, skb) if present { require skb.len <= 64 KiB }",
+    "in functions { demo_gone if present } { write struct sock { sk_err } }",
+    "in functions { demo_gone if present, demo_rcv } { write struct sock { sk_err } }",
+    "write symbols { gone if present }",
+)
+
+
+def test_what_is_missing_has_no_effect_when_it_may_be() -> None:
+    """Catches `if present` that is an error after all, or that leaves out what is there."""
+    policy, diagnostics, _ = run(compartment(*OPTIONAL))
+    assert policy is not None, diagnostics
+    about = ("O2C0213", "O2C0214", "O2C0217", "O2C0233", "O2C0240", "O2C0303", "O2C0304")
+    assert [item for item in diagnostics if item.code in about] == []
+    assert [entry.function for entry in policy.entries] == ["demo_rcv"]
+    assert policy.gate("gone") is None
+    send = policy.gate("send")
+    assert send is not None
+    assert not send.requires[0].implied
+    assert [grant.scope.functions for grant in policy.grants if grant.scope] == [("demo_rcv",)]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in OPTIONAL if "gone" in rule])
+def test_without_it_what_is_missing_is_told(rule: str) -> None:
+    _, diagnostics, _ = run(compartment(rule.replace(" if present", "")))
+    assert {item.code for item in diagnostics} & {"O2C0213", "O2C0214", "O2C0240", "O2C0303"}
