@@ -21,8 +21,8 @@ from o2cc.lower.context import Lowering, Unchecked
 from o2cc.lower.entries import lower_entry
 from o2cc.lower.gates import lower_calls
 from o2cc.lower.heap import PrivateHeap, library_part, own_memory_is_plain, private_heap
-from o2cc.lower.phases import transition_constants
 from o2cc.lower.indirect import check_arguments, lower_indirect, target_gates
+from o2cc.lower.phases import transition_constants
 from o2cc.lower.places import layout_table, return_table, target_table
 from o2cc.lower.rules import (
     cache_table,

@@ -79,7 +79,7 @@ def test_own_memory_is_own_in_every_guard(kernel: Confined) -> None:
     site = kernel.site("sctp_outq_tail").number
     p, foreign = kernel.world.private_object(100), kernel.object(64)
     assert [kernel.call("is_owned", a, site, STACK_POINTER, 0) for a in (p, p + 8, foreign)] == [1, 1, 0]
-    assert [kernel.call("is_held", a, site, STACK_POINTER, 0) for a in (p, foreign)] == [1, 0]
+    assert [kernel.call("is_held", a, 0, site, STACK_POINTER, 0) for a in (p, foreign)] == [1, 0]
     assert [kernel.call("is_shared", a, site, STACK_POINTER, 0) for a in (p, foreign)] == [0, 1]
     assert [kernel.call("is_freeable", a, site, STACK_POINTER) for a in (p, p + 8, foreign)] == [1, 0, 0]
     assert [kernel.call("is_covered", p, n, site, STACK_POINTER, 0) for n in (0, 120, 121)] == [1, 1, 0]
