@@ -35,11 +35,6 @@
 /* Touch an object that was allocated when the module was loaded, before any policy. */
 #define VICTIM_OLD_OBJECT       _IO('V', 18)
 #define VICTIM_OLD_FOREIGN      _IO('V', 19)
-/* A pointer that may lead to a kernel function does, with an argument that is not the module's. */
-#define VICTIM_POINTER_TO_FREE  _IO('V', 20)
-#define VICTIM_POINTER_TO_COPY  _IO('V', 21)
-/* An object of the module's own in place of one that the kernel gave. */
-#define VICTIM_FORGED_OBJECT    _IO('V', 22)
 
 /* Write through a pointer to a freed object whose memory the bystander has got meanwhile, if it can. */
 #define VICTIM_STALE_NEIGHBOUR  _IO('V', 20)
@@ -51,5 +46,11 @@
 #define VICTIM_KEEP             _IO('V', 23)
 #define VICTIM_USE_KEPT         _IO('V', 24)
 #define VICTIM_RELEASE          _IO('V', 25)
+
+/* A pointer that may lead to a kernel function does, with an argument that is not the module's. */
+#define VICTIM_POINTER_TO_FREE  _IO('V', 26)
+#define VICTIM_POINTER_TO_COPY  _IO('V', 27)
+/* An object of the module's own in place of one that the kernel gave. */
+#define VICTIM_FORGED_OBJECT    _IO('V', 28)
 
 #endif

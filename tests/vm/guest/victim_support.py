@@ -73,9 +73,9 @@ ATTACKS = (
     Attack(14, "forged-list", "list", (("store", "unlink_node"),) * 2, _WRITE),
     Attack(15, "foreign-free", "freed", (("foreign free", "free_object"),), _CALLS),
     Attack(16, "timer-callback", "secret", (("gate argument", "start_timer"),), _CALLS),
-    Attack(20, "pointer-to-kfree", "freed", (("foreign free", "call_free"),), "icall self"),
-    Attack(21, "pointer-to-memcpy", "foreign", (("gate argument", "call_copy"),), "icall self"),
-    Attack(22, "forged-object", "updates", (("gate argument", "call_update"),), "gate bystander_update"),
+    Attack(26, "pointer-to-kfree", "freed", (("foreign free", "call_free"),), "icall self"),
+    Attack(27, "pointer-to-memcpy", "foreign", (("gate argument", "call_copy"),), "icall self"),
+    Attack(28, "forged-object", "updates", (("gate argument", "call_update"),), "gate bystander_update"),
 )
 
 
