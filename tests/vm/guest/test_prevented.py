@@ -262,6 +262,7 @@ def test_kill_ends_the_task_that_attacks(victim: Victim) -> None:
 def test_the_command_line_enforces(victim: Victim) -> None:
     unload_all()
     load_module("o2c")
+    settled()  # probes through perf go a moment after their policy, and hide the instructions until then
     done = o2c("load", str(guest_object("deny")), "--only", "store_word,free_object", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["enforced"] is True
