@@ -57,19 +57,17 @@ def choose(candidates: Sequence[TypeFacts], size: int, slack: int, *, array: boo
     exact = [item for item in aggregates if item.size <= size <= item.size + slack]
     if exact and not (array and size > max(item.size for item in exact)):
         return _outermost(exact)
-    if not array:
-        longer = [item for item in aggregates if item.flexible and item.size <= size]
-        if longer:
-            return _outermost(longer)
-        if any(item.size <= size for item in aggregates):
-            # Something lies behind the type that nothing is known of: or it is a part of another type.
-            return NOTHING
     elements = [item for item in candidates if item.size and size % item.size == 0 and item.kind != "void"]
-    structs = [item for item in elements if item.is_aggregate]
+    structs = [item for item in elements if item.is_aggregate and not item.flexible]
     if array and structs:
         found = _outermost(structs)
         return Choice(f"{found.name}[]") if found.name else found
+    smaller = [item for item in aggregates if item.size <= size]
+    longer = [item for item in smaller if item.flexible]
+    if longer and max(item.size for item in longer) == max(item.size for item in smaller):
+        return _outermost(longer)
     if aggregates:
+        # Something lies behind the type that nothing is known of, or it is a part of another type.
         return NOTHING
     names = sorted({item.name for item in elements if item.kind in ("pointer", "scalar")})
     if len(names) == 1:

@@ -140,7 +140,8 @@ def site_types(code: Code, debug: DebugInfo | None) -> dict[str, Site]:
             found[key] = Site(
                 allocation.callee,
                 allocation.asked,
-                bool(inlined & ARRAY_ALLOCATORS),
+                # A copy of something whole that is several times a struct is an array of it.
+                bool(inlined & ARRAY_ALLOCATORS) or allocation.callee == "kmemdup",
                 payload,
                 *debug_types,
                 certain,
@@ -354,14 +355,15 @@ class SiteTable:
             raise ValueError(f"not a table of allocation sites: {problem}") from None
 
 
-def bundled_sites(release: str, build_id: str) -> SiteTable | None:
-    """The table of exactly this kernel build that travels with the package, if there is one."""
+def bundled_sites(release: str, build_id: str | None = None) -> SiteTable | None:
+    """The table of exactly this kernel build that travels with the package, if there is one; without ``build_id`` that
+    of the release."""
     path = resource_directory("descriptions") / release / FILE_NAME
     try:
         table = SiteTable.from_bytes(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return table if table.build_id == build_id else None
+    return table if build_id in (None, table.build_id) else None
 
 
 def with_module(module: str, sites: Mapping[str, Site]) -> Iterator[tuple[str, Site]]:

@@ -32,6 +32,8 @@ PAGES = TypeFacts("struct page *", "pointer", 8)
         ([ENTRY], 96, False, Choice(None)),  # room behind the struct, of which nothing is known
         ([STRING], 29, False, Choice("string")),
         ([STRING, BYTE], 29, False, Choice("string")),
+        ([STRING, ENTRY], 96, False, Choice(None)),  # room behind the larger of two
+        ([STRING], 32, True, Choice("string")),  # there are no arrays of what has no fixed size
         ([STRING, ENTRY], 64, False, Choice("entry")),
         ([ENTRY], 32, False, Choice(None)),  # smaller than the struct
         ([PAGES], 80, False, Choice("struct page *[]")),
