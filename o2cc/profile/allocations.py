@@ -17,7 +17,7 @@ from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.builtin import kernel_layout
 from o2cc.kernel.elf import ElfFile
 from o2cc.kernel.flow import is_cold
-from o2cc.kernel.instruction import ARGUMENT_REGISTERS, NO_REGISTER, RAX, Effect, Flow, Instruction
+from o2cc.kernel.instruction import ARGUMENT_REGISTERS, NO_REGISTER, RAX, Effect, Flow, Instruction, Memory
 from o2cc.kernel.kernels import Kernel
 from o2cc.kernel.layout import Layout, module_layout
 from o2cc.kernel.patches import Patches, read_patches, section_tables
@@ -28,14 +28,18 @@ ALLOCATORS = frozenset(
     {
         # include/linux/slab.h (6.1; 6.12 adds `_noprof`)
         "__kmalloc", "__kmalloc_node", "kmalloc_trace", "kmalloc_node_trace", "kmalloc_large", "kmalloc_large_node",
-        "__kmalloc_cache", "__kmalloc_cache_node", "__kmalloc_node_track_caller", "__kmalloc_large",
-        "__kmalloc_large_node", "kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node", "krealloc",
-        # what hands its caller's address on to `__kmalloc_node_track_caller`: mm/util.c, net/core/skbuff.c
+        "__kmalloc_cache", "__kmalloc_cache_node", "__kmalloc_large", "__kmalloc_large_node", "kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node", "krealloc",
+        # what hands its own caller's address on to `__kmalloc_node_track_caller`: mm/util.c, net/core/skbuff.c
         "kstrdup", "kstrndup", "kmemdup", "kmemdup_nul", "memdup_user", "memdup_user_nul", "strndup_user",
         "kvasprintf", "kmalloc_reserve",
     }
 )  # fmt: skip
 """Functions whose caller is the allocation site in the tracepoints `kmalloc` and `kmem_cache_alloc`."""
+
+CACHE_ALLOCATORS = frozenset({"kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node"})
+
+CACHE_CREATORS = frozenset({"kmem_cache_create", "kmem_cache_create_usercopy", "__kmem_cache_create_args"})
+"""Functions whose second argument is the size of a new cache's objects (mm/slab_common.c; the last one: 6.12)."""
 
 _PROFILED = "_noprof"
 
@@ -51,6 +55,10 @@ def _callee(item: Instruction, wrappers: Container[str]) -> str | None:
     if item.flow not in (Flow.CALL, Flow.JUMP) or item.symbol is None:
         return None
     return allocator(item.symbol) or (item.symbol if item.symbol in wrappers else None)
+
+
+Variable = tuple[str, int]
+"""A pointer in static memory: section and offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +89,13 @@ class Point:
 
 @dataclass
 class Allocation:
-    """One call that allocates.  ``address``: where it returns to; ``asked``: bytes, if they are a constant."""
+    """One call that allocates.  ``address``: where it returns to; ``asked``: bytes, if they are a constant; ``cache``:
+    the variable that holds the cache."""
 
     address: int
     callee: str
     asked: int | None
+    cache: Variable | None = None
     uses: list[Use] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
 
@@ -137,8 +147,7 @@ def kernel_code(kernel: Kernel) -> Code:
                 found[start] = starts[start]
         return found
 
-    known = {address for address, name in names if allocator(name) is not None}
-    wrappers = known
+    wrappers = {address for address, name in names if allocator(name) is not None}
     # A function that ends in a jump to an allocator: what it calls takes the caller of the function for its own.
     while True:
         more = {
@@ -149,7 +158,8 @@ def kernel_code(kernel: Kernel) -> Code:
         if not more:
             break
         wrappers = wrappers | more
-    chosen = around(wrappers, b"\xe8\xe9")
+    creators = {address for address, name in names if name in CACHE_CREATORS}
+    chosen = around(wrappers | creators, b"\xe8\xe9")
     _with_cold_parts(chosen, starts)
     layout, patches = kernel_layout(kernel, chosen)
     own = frozenset(starts[start] for start in wrappers if start in starts)
@@ -201,10 +211,14 @@ def _solve(layout: Layout, patches: Patches, wrappers: frozenset[str]) -> tuple[
         for analysis, _ in solved
         if (name := _function_name(analysis)) and not is_cold(name) and _jumps_to_allocator(analysis)
     }
+    sizes = cache_sizes(solved)
     units = []
     for analysis, values in solved:
         name = _function_name(analysis)
         allocations = follow(analysis, values, wrappers)
+        for allocation in allocations:
+            if allocation.cache is not None:
+                allocation.asked = sizes.get(allocation.cache)
         if name and allocations:
             ranges = tuple((part.start, part.end) for part in analysis.unit.parts)
             units.append(CodeUnit(name, analysis.unit.entry, ranges, values.definitions, allocations))
@@ -222,6 +236,54 @@ def _jumps_to_allocator(analysis: ValueAnalysis) -> bool:
         for part in analysis.unit.parts
         for item in part.instructions
     )
+
+
+def cache_sizes(solved: Iterable[tuple[ValueAnalysis, Values]]) -> dict[Variable, int]:
+    """The size of the objects of each cache, by the variable that it is kept in: what its creator was asked for.  A
+    variable that holds caches of several sizes is left out."""
+    found: dict[Variable, set[int | None]] = {}
+    for analysis, values in solved:
+        created: dict[int, int | None] = {}
+        stores: list[tuple[Variable, int]] = []
+
+        def record(
+            item: Instruction,
+            state: State,
+            created: dict[int, int | None] = created,
+            stores: list[tuple[Variable, int]] = stores,
+            values: Values = values,
+        ) -> None:
+            if item.flow == Flow.CALL and item.symbol in CACHE_CREATORS:
+                created[item.address] = _constant(state.registers[ARGUMENT_REGISTERS[1]], values)
+            elif item.effect[0] == Effect.STORE and item.write is not None:
+                variable = _variable(item.write)
+                if variable is not None:
+                    stores.append((variable, state.registers[item.effect[1]][0]))
+
+        if not any(
+            item.symbol in CACHE_CREATORS for part in analysis.unit.parts for item in part.instructions
+        ):
+            continue
+        for address, block in analysis.unit.blocks.items():
+            start = values.starts.get(address)
+            if start is not None:
+                analysis.replay(block, start, record)
+        for variable, value in stores:
+            definition = values.definitions[value]
+            if definition[0] == "call" and definition[1] in created:
+                found.setdefault(variable, set()).add(created[definition[1]])
+    return {
+        variable: size
+        for variable, sizes in found.items()
+        if len(sizes) == 1 and (size := next(iter(sizes))) is not None
+    }
+
+
+def _variable(memory: Memory) -> Variable | None:
+    if memory.static is None or memory.base != NO_REGISTER or memory.index != NO_REGISTER or memory.segment:
+        return None
+    place = memory.static
+    return (place.section or f"import {place.symbol}", place.offset)
 
 
 def follow(analysis: ValueAnalysis, values: Values, wrappers: Container[str] = ()) -> list[Allocation]:
@@ -251,7 +313,9 @@ def follow(analysis: ValueAnalysis, values: Values, wrappers: Container[str] = (
         if callee is None or item.address not in numbers:
             continue
         result = numbers[item.address]
-        allocation = Allocation(item.end, callee, _constant_size(callee, registers, values))
+        asked = _constant_size(callee, registers, values)
+        cache = _cache(registers[ARGUMENT_REGISTERS[0]], values) if callee in CACHE_ALLOCATORS else None
+        allocation = Allocation(item.end, callee, asked, cache)
         _note_uses(allocation, records, result, _closure(result, merges))
         found.append(allocation)
     return found
@@ -330,7 +394,7 @@ def _note_uses(
 
 _SIZE_ARGUMENT = {
     "__kmalloc": 0, "__kmalloc_node": 0, "kmalloc_large": 0, "kmalloc_large_node": 0, "__kmalloc_large": 0,
-    "__kmalloc_large_node": 0, "__kmalloc_node_track_caller": 0, "kmalloc_trace": 2, "kmalloc_node_trace": 3,
+    "__kmalloc_large_node": 0, "kmalloc_trace": 2, "kmalloc_node_trace": 3,
     "__kmalloc_cache": 2, "__kmalloc_cache_node": 3, "krealloc": 1, "kmemdup": 1, "memdup_user": 1,
 }  # fmt: skip
 """Which argument is the size (include/linux/slab.h, 6.1 and 6.12)."""
@@ -338,8 +402,15 @@ _SIZE_ARGUMENT = {
 
 def _constant_size(callee: str, registers: tuple[Held, ...], values: Values) -> int | None:
     index = _SIZE_ARGUMENT.get(callee)
-    if index is None:
-        return None
-    value, offset = registers[ARGUMENT_REGISTERS[index]]
-    definition = values.definitions[value]
-    return int(definition[1]) + offset if definition[0] == "constant" else None
+    return None if index is None else _constant(registers[ARGUMENT_REGISTERS[index]], values)
+
+
+def _constant(held: Held, values: Values) -> int | None:
+    definition = values.definitions[held[0]]
+    return int(definition[1]) + held[1] if definition[0] == "constant" else None
+
+
+def _cache(held: Held, values: Values) -> Variable | None:
+    """The variable that a cache was loaded from."""
+    definition = values.definitions[held[0]]
+    return _variable(definition[2]) if definition[0] == "load" and not held[1] else None

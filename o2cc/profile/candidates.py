@@ -192,30 +192,32 @@ class BtfTypes:
                 yield from self._first(inner, depth + 1)
 
     def field(self, id: int, offset: int) -> int | None:
-        """The type of the scalar member at an offset of a struct; None in unions of several and between members."""
+        """The type of the scalar member at an offset of a struct, or of what a pointer points to; None between members
+        and in a union of different ones."""
+        found = self._fields(id, offset, 0)
+        return next(iter(found.values())) if len(found) == 1 else None
+
+    def _fields(self, id: int, offset: int, depth: int) -> dict[int, int]:
+        """The types at an offset, by what they point to."""
         btf = self._btf
-        for _ in range(_DEPTH):
-            id = btf.strip(id)
-            kind = btf.kind(id)
-            if kind == kinds.ARRAY:
-                element, count = btf.array(id)
-                size = btf.size(element)
-                if not size or (count and offset >= size * count):
-                    return None
-                id, offset = element, offset % size
-            elif kind in (kinds.STRUCT, kinds.UNION):
-                inside = [
-                    member
-                    for member in btf.members(id)
-                    if not member.bitfield_size
-                    and member.offset_bits <= 8 * offset < member.offset_bits + 8 * btf.size(member.type)
-                ]
-                if len(inside) != 1:
-                    return None
-                id, offset = inside[0].type, offset - inside[0].offset_bits // 8
-            else:
-                return id if offset == 0 else None
-        return None
+        id = btf.strip(id)
+        kind = btf.kind(id)
+        if depth > _DEPTH:
+            return {}
+        if kind == kinds.ARRAY:
+            element, count = btf.array(id)
+            size = btf.size(element)
+            if not size or (count and offset >= size * count):
+                return {}
+            return self._fields(element, offset % size, depth + 1)
+        if kind not in (kinds.STRUCT, kinds.UNION):
+            return {self.pointee_id(id) or id: id} if id and not offset else {}
+        found: dict[int, int] = {}
+        for member in btf.members(id):
+            start = member.offset_bits
+            if not member.bitfield_size and start <= 8 * offset < start + 8 * btf.size(member.type):
+                found.update(self._fields(member.type, offset - start // 8, depth + 1))
+        return found
 
 
 class DwarfTypes:
@@ -266,19 +268,25 @@ class DwarfTypes:
                     yield inner.name
                 yield from self._first(inner, depth + 1)
 
-    def field(self, type: Type, offset: int) -> Type | None:
-        """What the pointer at an offset of a struct points to."""
-        for _ in range(_DEPTH):
-            inside = [
-                (at, inner, reference)
-                for _, at, inner, reference in self._info.members(type)
-                if at <= offset < at + inner.size
-            ]
-            if len(inside) != 1:
-                return None
-            at, inner, reference = inside[0]
-            if inner.kind in ("struct", "union"):
-                type, offset = inner, offset - at
+    def pointer_at(self, type: Type, offset: int) -> Type | None:
+        """What the pointer at an offset of a struct, or behind a pointer, points to; None in a union of pointers to
+        different types."""
+        if type.kind == "pointer":
+            return self._info.member_pointee(type.offset) if not offset else None
+        found = self._pointers_at(type, offset, 0)
+        return next(iter(found.values())) if len(found) == 1 else None
+
+    def _pointers_at(self, type: Type, offset: int, depth: int) -> dict[tuple[str, str], Type]:
+        found: dict[tuple[str, str], Type] = {}
+        if depth > _DEPTH:
+            return found
+        for _, at, inner, reference in self._info.members(type):
+            if not at <= offset < at + inner.size:
                 continue
-            return self._info.member_pointee(reference) if inner.kind == "pointer" and at == offset else None
-        return None
+            if inner.kind in ("struct", "union"):
+                found.update(self._pointers_at(inner, offset - at, depth + 1))
+            elif inner.kind == "pointer" and at == offset:
+                target = self._info.member_pointee(reference)
+                if target is not None:
+                    found[target.kind, target.name] = target
+        return found

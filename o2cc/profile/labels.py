@@ -56,6 +56,9 @@ PAYLOAD_FUNCTIONS = frozenset(
         "do_sock_setsockopt",
         "strndup_user",
         "getname_flags",
+        # copies that setsockopt's handlers make with `memdup_sockptr`, which hands their caller's address on
+        "__sys_setsockopt",
+        "do_sock_setsockopt",
         # extended attributes, what is written to or read from kernfs and seq files
         "simple_xattr_alloc",
         "setxattr_copy",
@@ -242,9 +245,10 @@ class Labeller:
         if name in PAYLOAD_FUNCTIONS and not (name == "__alloc_skb" and not sample.asked):
             return Label(PAYLOAD, "payload")
         if site is not None:
-            # A cache that others share may have objects a little larger than asked for (`find_mergeable`).
-            slack = MERGE_SLACK if not sample.asked and sample.references > 1 else 0
-            choice, evidence = site.choose(sample.asked or sample.size, slack)
+            # A cache that others share may have larger objects than it was created for (`find_mergeable`).
+            known = sample.asked or site.asked
+            slack = MERGE_SLACK if not known and sample.references > 1 else 0
+            choice, evidence = site.choose(known or sample.size, slack)
             if choice.name is not None:
                 return Label(choice.name, evidence)
             if choice.conflict:

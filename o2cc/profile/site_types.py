@@ -66,7 +66,7 @@ _MAX_CHAIN = 6
 
 @dataclass(frozen=True)
 class Site:
-    """What is known of one site.  ``asked``: a constant size; ``payload``: the function that says that it is payload;
+    """What is known of one site.  ``asked``: a constant size, or that of the cache's objects; ``payload``: the function that says that it is payload;
     four tuples of types, each pair in order of rank."""
 
     callee: str
@@ -228,11 +228,11 @@ class _Debug:
         if use.kind != "store":
             return None
         for variable in variables:
-            if variable.pointee.kind not in ("struct", "union"):
+            if variable.pointee.kind not in ("struct", "union", "pointer"):
                 continue
             for place in variable.places:
                 if place.register == use.index and place.start <= use.address < place.end:
-                    found = self._types.field(variable.pointee, use.displacement)
+                    found = self._types.pointer_at(variable.pointee, use.displacement)
                     if found is not None:
                         return found
         return None

@@ -109,6 +109,9 @@ def test_what_btf_says_of_types() -> None:
     both = writer.struct(
         "either", 8, [("a", writer.pointer(page), 0), ("b", writer.pointer(link), 0)], union=True
     )
+    same = writer.struct(
+        "same", 8, [("a", writer.pointer(page), 0), ("b", writer.pointer(page), 0)], union=True
+    )
     types = BtfTypes(read_btf(writer.bytes(), "made"), True)
     assert types.facts(entry) == TypeFacts("entry", "struct", 40, first=("list_head",))
     assert types.facts(tail) == TypeFacts("tail", "struct", 8, flexible=True)
@@ -116,7 +119,10 @@ def test_what_btf_says_of_types() -> None:
     assert owner is not None
     assert types.pointee_id(owner) == page
     assert unknown is None, "in the middle of a field"
-    assert inside is None, "two fields at one place"
+    assert inside is None, "fields of two types at one place"
+    agreed = types.field(same, 0)
+    assert agreed is not None
+    assert types.pointee_id(agreed) == page
     held = types.field(entry, 24)
     assert held is not None
     target = types.pointee_id(held)

@@ -121,6 +121,13 @@ def test_what_the_table_of_sites_says(site: Site, changes: dict[str, object], ex
     assert found.is_type == (not found.name.startswith("site:"))
 
 
+def test_what_a_cache_was_created_for_counts_not_the_size_in_a_cache_that_is_shared() -> None:
+    site = replace(_site([TypeFacts("other", "struct", 232)]), asked=232)
+    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), SiteTable("", "", {"helper+0x10": site}))  # type: ignore[arg-type]
+    shared = replace(KMALLOC, site=0xFFFFFFFF81000310, asked=0, cache="maple_node", size=256, references=6)
+    assert labeller.label(shared) == Label("other", "debug")
+
+
 def test_sites_of_a_module_have_its_name() -> None:
     table = SiteTable(
         "6.1.0", "", {"sctp:sctp_add_bind_addr+0x80": _site([TypeFacts("other", "struct", 64)])}
@@ -150,7 +157,8 @@ def test_the_tables_that_come_with_the_package_know_sctp(release: str) -> None:
         ("sctp:sctp_stream_init_ext", 88, "sctp_stream_out_ext"),
     ):
         assert sites[name].choose(size, 0)[0].name == expected
-    assert sites["sctp:sctp_setsockopt"].payload
+    assert sites["sctp:sctp_make_abort_user"].payload
+    assert "sctp:sctp_setsockopt" not in sites, "its copy of user memory has its caller for a site"
 
 
 def test_an_unknown_site_has_a_label_too() -> None:

@@ -126,6 +126,21 @@ def test_profiled_allocators_have_the_same_names() -> None:
     assert _site("make", "mov edx, 40\ncall __kmalloc_cache_noprof\nret").callee == "__kmalloc_cache"
 
 
+CREATE = "mov esi, {size}\ncall kmem_cache_create\nmov [rip+cachep], rax\nret"
+ALLOCATE_FROM = (
+    "mov rdi, [rip+cachep]\ncall kmem_cache_alloc\nret\n.bss\ncachep: .quad 0\nother: .quad 0\n.text"
+)
+
+
+def test_a_cache_has_objects_of_the_size_that_it_was_created_for() -> None:
+    source = function("init", CREATE.format(size=40)) + function("make", ALLOCATE_FROM)
+    assert _sites(source)["make+0xc"].asked == 40
+    other = source.replace("[rip+cachep], rax", "[rip+other], rax")
+    assert _sites(other)["make+0xc"].asked is None
+    twice = source + function("again", CREATE.format(size=48))
+    assert _sites(twice)["make+0xc"].asked is None, "which of two caches it is, is not known"
+
+
 SAVED = ["rbx", "rbp", "r12", "r13", "r14", "r15"]
 
 
