@@ -88,10 +88,11 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class InlinedCall:
-    """Code of another function inside of one."""
+    """Code of another function inside of one.  ``result``: what that one returns a pointer to."""
 
     name: str
     ranges: tuple[tuple[int, int], ...]
+    result: Type | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,8 @@ class DebugInfo:
                 if variable is not None:
                     variables.append(variable)
             elif child.tag == INLINED:
-                inlined.append(InlinedCall(self._name(unit, child), self._ranges(child, base)))
+                result = self.pointee(unit, self._origin(unit, child).values.get(_TYPE))
+                inlined.append(InlinedCall(self._name(unit, child), self._ranges(child, base), result))
             if child.children:
                 if child.tag in (LEXICAL_BLOCK, INLINED, VARIABLE, FORMAL_PARAMETER):
                     depth += 1

@@ -56,9 +56,6 @@ PAYLOAD_FUNCTIONS = frozenset(
         "do_sock_setsockopt",
         "strndup_user",
         "getname_flags",
-        # copies that setsockopt's handlers make with `memdup_sockptr`, which hands their caller's address on
-        "__sys_setsockopt",
-        "do_sock_setsockopt",
         # extended attributes, what is written to or read from kernfs and seq files
         "simple_xattr_alloc",
         "setxattr_copy",

@@ -214,6 +214,14 @@ class _Debug:
                     facts = self._types.facts(variable.pointee)
                     if facts is not None:
                         (certain if rank == 2 else joined)[facts] = None
+            for call in function.inlined:
+                if call.result is not None and any(
+                    start <= allocation.address - 1 < end for start, end in call.ranges
+                ):
+                    # A function around the allocation, such as one that allocates nodes of one type.
+                    facts = self._types.facts(call.result)
+                    if facts is not None:
+                        certain[facts] = None
             for use in allocation.uses:
                 pointee = self._stored(use, function.variables)
                 if use.kind == "return":
@@ -227,15 +235,17 @@ class _Debug:
         """What the field that a result is stored into points to, where a variable holds the struct's address."""
         if use.kind != "store":
             return None
+        found: dict[tuple[str, str], Type] = {}
         for variable in variables:
             if variable.pointee.kind not in ("struct", "union", "pointer"):
                 continue
             for place in variable.places:
                 if place.register == use.index and place.start <= use.address < place.end:
-                    found = self._types.pointer_at(variable.pointee, use.displacement)
-                    if found is not None:
-                        return found
-        return None
+                    target = self._types.pointer_at(variable.pointee, use.displacement)
+                    if target is not None:
+                        found[target.kind, target.name] = target
+        # Where the compiler joined several statements, variables of different types seem to be in one register.
+        return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _holds(variable: Variable, points: Sequence[Any], addresses: Sequence[int]) -> int:

@@ -219,6 +219,7 @@ DWARF = """
 .uleb128 7; .uleb128 0x24; .byte 0; .uleb128 3; .uleb128 8; .uleb128 0x0b; .uleb128 0x0b; .byte 0, 0
 .uleb128 8; .uleb128 0x1d; .byte 0; .uleb128 0x31; .uleb128 0x13; .uleb128 0x11; .uleb128 1; .uleb128 0x12; .uleb128 7; .byte 0, 0
 .uleb128 9; .uleb128 0x2e; .byte 0; .uleb128 3; .uleb128 8; .byte 0, 0
+.uleb128 10; .uleb128 0x2e; .byte 0; .uleb128 3; .uleb128 8; .uleb128 0x49; .uleb128 0x13; .byte 0, 0
 .byte 0
 .section .debug_info,"",@progbits
 .Lunit:
@@ -228,6 +229,11 @@ DWARF = """
 .long .Labbrev
 .uleb128 1; .quad f; .quad .Lf_end - f
 .Lkcalloc: .uleb128 9; .asciz "kcalloc"
+.Lwhole: .uleb128 5; .asciz "whole"; .byte 40
+.uleb128 6; .asciz "thing"; .long .Lthing - .Lunit; .byte 0
+.byte 0
+.Lwhole_pointer: .uleb128 4; .byte 8; .long .Lwhole - .Lunit
+.Lmake_whole: .uleb128 10; .asciz "make_whole"; .long .Lwhole_pointer - .Lunit
 .Lword: .uleb128 7; .asciz "long"; .byte 8
 .Lthing: .uleb128 5; .asciz "thing"; .byte 40
 .uleb128 6; .asciz "value"; .long .Lword - .Lunit; .byte 0
@@ -284,6 +290,13 @@ def test_code_of_kcalloc_around_the_call_tells_an_array() -> None:
     site = _with_debug(DWARF.replace("INLINED\n", inlined))
     assert site.array
     assert site.choose(120, 0) == (Choice("thing[]"), "debug")
+
+
+def test_an_inlined_function_around_the_call_tells_what_it_makes() -> None:
+    inlined = ".uleb128 8; .long .Lmake_whole - .Lunit; .quad .Lcall; .quad .Lreturn - .Lcall\n"
+    site = _with_debug(DWARF.replace("INLINED\n", inlined))
+    assert {item.name for item in site.debug} == {"thing", "whole"}
+    assert site.choose(40, 0) == (Choice("whole"), "debug"), "a whole begins with a thing"
 
 
 def test_a_form_that_is_not_known_is_an_error() -> None:
