@@ -59,6 +59,26 @@ def site_stats() -> list[SiteStats]:
         return enforcer.stats()
 
 
+@pytest.mark.timeout(240)
+def test_the_command_line_enforces(victim: Victim) -> None:
+    unload_all()
+    load_module("o2c")
+    done = o2c("load", str(guest_object("deny")), "--only", "store_word,free_object", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["enforced"] is True
+    victim.run(3)
+    victim.run(15)
+    assert victim.state()["foreign"] == 0
+    assert victim.state()["freed"] == 0
+    shown = o2c("status")
+    assert "violations are prevented by o2c.ko" in shown.stdout
+    assert "store_word+0x5 (store): 1 violation" in shown.stdout
+    gone = o2c("unload")
+    assert gone.returncode == 0, gone.stderr
+    with pytest.raises(EnforcerError):
+        site_stats()
+
+
 def test_deny_without_the_module_is_refused(victim: Victim) -> None:
     unload_module("o2c")
     before = settled()
@@ -256,24 +276,3 @@ def test_kill_ends_the_task_that_attacks(victim: Victim) -> None:
         assert status_of(in_child(lambda: victim.run(3))) == -signal.SIGKILL
         assert status_of(in_child(lambda: victim.run(15))) == -signal.SIGKILL
         assert status_of(in_child(lambda: victim.run(PROPER))) == 7
-
-
-@pytest.mark.timeout(240)
-def test_the_command_line_enforces(victim: Victim) -> None:
-    unload_all()
-    load_module("o2c")
-    settled()  # probes through perf go a moment after their policy, and hide the instructions until then
-    done = o2c("load", str(guest_object("deny")), "--only", "store_word,free_object", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["enforced"] is True
-    victim.run(3)
-    victim.run(15)
-    assert victim.state()["foreign"] == 0
-    assert victim.state()["freed"] == 0
-    shown = o2c("status")
-    assert "violations are prevented by o2c.ko" in shown.stdout
-    assert "store_word+0x5 (store): 1 violation" in shown.stdout
-    gone = o2c("unload")
-    assert gone.returncode == 0, gone.stderr
-    with pytest.raises(EnforcerError):
-        site_stats()
