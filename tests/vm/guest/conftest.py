@@ -10,15 +10,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.vm.guest.enforcer_support import Forms, Shadow, Verdicts, load_module
 from tests.vm.machine import VM_MARK
 from tests.vm.report import REPORT_NAME
 from tests.vm.splats import parse_kmsg, splats
+
+
+@pytest.fixture(scope="module")
+def forms() -> Iterator[Forms]:
+    """o2c.ko and the device that runs every form of instruction (tests/kernel/forms)."""
+    load_module("o2c")
+    device = Forms()
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def shadow() -> Iterator[Shadow]:
+    """An owner shadow of its own."""
+    owner = Shadow()
+    yield owner
+    owner.close()
+
+
+@pytest.fixture
+def verdicts() -> Iterator[Verdicts]:
+    """A program whose verdict the test sets."""
+    program = Verdicts()
+    yield program
+    program.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,7 +7,6 @@ registers and flags (calls and tail jumps excepted) and the memory of before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -25,7 +24,6 @@ from tests.vm.guest.enforcer_support import (
     Forms,
     Machine,
     Verdicts,
-    load_module,
     start_state,
     text_of,
     wait_until,
@@ -33,21 +31,6 @@ from tests.vm.guest.enforcer_support import (
 
 NOT_A_WRITE_BY_MEMORY = ("mov_rsp", "mov_gs", "add_gs")
 RESULT = -13
-
-
-@pytest.fixture(scope="module")
-def forms() -> Iterator[Forms]:
-    load_module("o2c")
-    device = Forms()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def verdicts() -> Iterator[Verdicts]:
-    program = Verdicts()
-    yield program
-    program.close()
 
 
 def attach_all(enforcer: Enforcer, forms: Forms, verdicts: Verdicts, *, strict: bool = False) -> list[Form]:

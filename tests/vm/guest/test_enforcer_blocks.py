@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from o2cc.runtime.enforcer import Enforcer, Feature, Site
-from tests.vm.guest.enforcer_support import Forms, Shadow, load_module, wait_until
+from tests.vm.guest.enforcer_support import Forms, Shadow, wait_until
 from tests.vm.guest.heap_support import (
     CACHE_SIZE,
     OWNER,
@@ -28,21 +27,6 @@ from tests.vm.guest.heap_support import (
 )
 
 ORDER_SIZES = (8193, 20000, 64 << 10, 300_000)
-
-
-@pytest.fixture(scope="module")
-def forms() -> Iterator[Forms]:
-    load_module("o2c")
-    device = Forms()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def shadow() -> Iterator[Shadow]:
-    owner = Shadow()
-    yield owner
-    owner.close()
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from tests.vm.guest.enforcer_support import (
     Forms,
     Shadow,
     Verdicts,
-    load_module,
     start_state,
     text_of,
     unload_module,
@@ -26,28 +25,6 @@ from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, heap_
 
 NAME = "drained"
 STORE = "mov_64"
-
-
-@pytest.fixture(scope="module")
-def forms() -> Iterator[Forms]:
-    load_module("o2c")
-    device = Forms()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def shadow() -> Iterator[Shadow]:
-    owner = Shadow()
-    yield owner
-    owner.close()
-
-
-@pytest.fixture
-def verdicts() -> Iterator[Verdicts]:
-    program = Verdicts()
-    yield program
-    program.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import errno
 import os
 import struct
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from o2cc.runtime.enforcer import FREE_POINTER, Enforcer, EnforcerError, Reason,
 from tests.vm.guest.enforcer_support import (
     Forms,
     Shadow,
-    load_module,
     unload_module,
     wait_until,
 )
@@ -31,21 +29,6 @@ from tests.vm.guest.heap_support import (
     load,
     slot,
 )
-
-
-@pytest.fixture(scope="module")
-def forms() -> Iterator[Forms]:
-    load_module("o2c")
-    device = Forms()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def shadow() -> Iterator[Shadow]:
-    owner = Shadow()
-    yield owner
-    owner.close()
 
 
 @pytest.fixture

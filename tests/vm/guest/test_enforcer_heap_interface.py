@@ -8,7 +8,7 @@ import errno
 import os
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from o2cc.runtime.enforcer import (
     Reason,
     Site,
 )
-from tests.vm.guest.enforcer_support import Forms, Shadow, load_module, wait_until
+from tests.vm.guest.enforcer_support import Forms, Shadow, wait_until
 from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, heap_sites, load
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -34,21 +34,6 @@ _DIRECTIONS = {1: 1, _COMMIT: 0, _DETACH: 0, _HEAP_STATS: 2}
 def _request(number: int, size: int | None = None) -> int:
     length = _SIZES[number] if size is None else size
     return _DIRECTIONS.get(number, 3) << 30 | length << 16 | 0xC2 << 8 | number
-
-
-@pytest.fixture(scope="module")
-def forms() -> Iterator[Forms]:
-    load_module("o2c")
-    device = Forms()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def shadow() -> Iterator[Shadow]:
-    owner = Shadow()
-    yield owner
-    owner.close()
 
 
 @pytest.fixture(scope="module")

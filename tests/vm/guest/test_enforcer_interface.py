@@ -31,7 +31,6 @@ from tests.vm.guest.enforcer_support import (
     Forms,
     Verdicts,
     constant_program,
-    load_module,
     pin,
     socket_filter,
     start_state,
@@ -39,21 +38,6 @@ from tests.vm.guest.enforcer_support import (
     wait_until,
 )
 from tests.vm.guest.heap_support import Operation, allocate, heap_sites
-
-
-@pytest.fixture(scope="module")
-def forms() -> Iterator[Forms]:
-    load_module("o2c")
-    device = Forms()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def verdicts() -> Iterator[Verdicts]:
-    program = Verdicts()
-    yield program
-    program.close()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,21 +29,6 @@ from tests.vm.guest.enforcer_support import (
     unload_module,
     wait_until,
 )
-
-
-@pytest.fixture(scope="module")
-def forms() -> Iterator[Forms]:
-    load_module("o2c")
-    device = Forms()
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def verdicts() -> Iterator[Verdicts]:
-    program = Verdicts()
-    yield program
-    program.close()
 
 
 def deny_all(
