@@ -18,10 +18,10 @@ from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir.nodes import SiteKind
 from o2cc.runtime import enforcer as kernel_module
 from o2cc.runtime import heap
-from o2cc.runtime.enforcer import (
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import (
     Action,
     DrainState,
-    Enforcer,
     EnforcerError,
     Feature,
     OnMissed,

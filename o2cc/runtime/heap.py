@@ -19,11 +19,11 @@ from iced_x86 import Decoder
 from o2cc.bpf.info import HeapCallInfo, HeapInfo, ObjectInfo
 from o2cc.bpf.layout import rows_name
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.runtime.enforcer import (
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import (
     NO_PROGRAM,
     NO_REGISTER,
     Action,
-    Enforcer,
     Feature,
     HeapOperation,
     Kind,

@@ -25,7 +25,7 @@ from iced_x86 import (
 
 from o2cc.bpf.info import SiteInfo
 from o2cc.ir.nodes import SiteKind
-from o2cc.runtime.enforcer import NO_REGISTER, RIP, Action, Kind, Site
+from o2cc.runtime.enforcer_types import NO_REGISTER, RIP, Action, Kind, Site
 from o2cc.runtime.plan import cookie_of
 
 MAXIMUM_LENGTH = 15

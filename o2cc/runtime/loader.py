@@ -21,7 +21,8 @@ from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.runtime import code_check, enforcement, heap, kernel_calls, phases, running_kernel, state
-from o2cc.runtime.enforcer import Enforcer, EnforcerError
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
 from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reason, tracking_sites

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime import kernel_calls, state, tables
-from o2cc.runtime.enforcer import Enforcer, EnforcerError
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.events import Decoder, Event
 from o2cc.runtime.libbpf import RingBuffer
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from o2cc.bpf.info import MapInfo, ObjectInfo
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime import kernel_calls, libbpf, phases, state, tables
-from o2cc.runtime.enforcer import DrainState, Enforcer, EnforcerError, Feature, Kind, SiteStats
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import DrainState, EnforcerError, Feature, Kind, SiteStats
 from o2cc.runtime.plan import cookie_of
 
 _SHOWN = 20

@@ -12,12 +12,12 @@ import pytest
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import enforcement
-from o2cc.runtime.enforcer import (
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import (
     Action,
     Attached,
     Drain,
     DrainState,
-    Enforcer,
     EnforcerError,
     Feature,
     Kind,

@@ -22,11 +22,11 @@ from o2cc.ir.machine import Machine
 from o2cc.ir.parser import parse_module
 from o2cc.ir.printer import print_module
 from o2cc.runtime import heap
-from o2cc.runtime.enforcer import (
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import (
     NO_PROGRAM,
     NO_REGISTER,
     Attached,
-    Enforcer,
     EnforcerError,
     Feature,
     HeapOperation,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from o2cc.runtime.enforcer import NO_REGISTER, RIP, Action, Kind
+from o2cc.runtime.enforcer_types import NO_REGISTER, RIP, Action, Kind
 from o2cc.runtime.instructions import NotDeniable, Placed, enforced, observed
 from tests.unit.runtime.made import site
 

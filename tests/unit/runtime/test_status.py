@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from o2cc.bpf.info import TableInfo
-from o2cc.runtime.enforcer import Action, Kind, Mode, SiteStats, State
+from o2cc.runtime.enforcer_types import Action, Kind, Mode, SiteStats, State
 from o2cc.runtime.monitor import Losses, losses_of
 from o2cc.runtime.state import Failure
 from o2cc.runtime.status import (

@@ -20,7 +20,7 @@ from pathlib import Path
 import iced_x86
 from iced_x86 import Decoder, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register
 
-from o2cc.runtime.enforcer import NO_REGISTER, RIP, Action, Kind, Site
+from o2cc.runtime.enforcer_types import NO_REGISTER, RIP, Action, Kind, Site
 from tests.vm.kbuild import guest_module
 
 FORM_BUFFER = 512

@@ -12,12 +12,12 @@ from iced_x86 import Code, Decoder
 
 from o2cc.kernel import store
 from o2cc.kernel.btf import STRUCT, read_btf
-from o2cc.runtime.enforcer import (
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import (
     FREE_POINTER,
     NO_PROGRAM,
     NO_REGISTER,
     Action,
-    Enforcer,
     HeapOperation,
     Kind,
     Site,

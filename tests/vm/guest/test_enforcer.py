@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from o2cc.runtime.enforcer import Action, Enforcer, Kind, Mode, SiteStats, State
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import Action, Kind, Mode, SiteStats, State
 from tests.vm.guest.enforcer_support import (
     ARITHMETIC_FLAGS,
     CALLED,

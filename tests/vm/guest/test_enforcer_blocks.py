@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import Enforcer, Feature, Site
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import Feature, Site
 from tests.vm.guest.enforcer_support import Forms, Shadow, wait_until
 from tests.vm.guest.heap_support import (
     CACHE_SIZE,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import DrainState, Enforcer, EnforcerError, Site
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import DrainState, EnforcerError, Site
 from tests.vm.guest.enforcer_support import (
     Forms,
     Shadow,

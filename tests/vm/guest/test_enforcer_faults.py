@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import Enforcer, EnforcerError, Site
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import EnforcerError, Site
 from tests.vm.guest.enforcer_support import (
     Forms,
     Shadow,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import FREE_POINTER, Enforcer, EnforcerError, Reason, Site
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import FREE_POINTER, EnforcerError, Reason, Site
 from tests.vm.guest.enforcer_support import (
     Forms,
     Shadow,

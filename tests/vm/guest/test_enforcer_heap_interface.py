@@ -14,14 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import (
-    NO_REGISTER,
-    Enforcer,
-    EnforcerError,
-    HeapOperation,
-    Reason,
-    Site,
-)
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import NO_REGISTER, EnforcerError, HeapOperation, Reason, Site
 from tests.vm.guest.enforcer_support import Forms, Shadow, wait_until
 from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, heap_sites, load
 

@@ -17,16 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import (
-    NO_REGISTER,
-    Action,
-    Enforcer,
-    EnforcerError,
-    Kind,
-    Mode,
-    Reason,
-    Site,
-)
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import NO_REGISTER, Action, EnforcerError, Kind, Mode, Reason, Site
 from tests.vm.guest.enforcer_support import (
     Forms,
     Verdicts,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from o2cc.runtime.enforcer import Action, Enforcer, EnforcerError, Mode, State
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import Action, EnforcerError, Mode, State
 from tests.vm.guest.enforcer_support import (
     FORM_BUFFER,
     R11,

@@ -18,7 +18,8 @@ import pytest
 
 from o2cc.bpf.info import read as read_info
 from o2cc.runtime import kernel_calls, loader, state
-from o2cc.runtime.enforcer import Enforcer, EnforcerError
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.plan import tracking_sites
 from tests.vm.guest.enforcer_support import load_module, unload_module

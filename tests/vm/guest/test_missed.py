@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from o2cc.runtime import state
-from o2cc.runtime.enforcer import Action, Enforcer, OnMissed, State
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import Action, OnMissed, State
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.status import gather
 from tests.vm.guest.enforcer_support import Forms, Verdicts, load_module, start_state, wait_until

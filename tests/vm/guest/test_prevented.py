@@ -15,7 +15,8 @@ import pytest
 from o2cc.bpf.layout import Layout
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import loader, state
-from o2cc.runtime.enforcer import Enforcer, EnforcerError, Mode, SiteStats, State
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import EnforcerError, Mode, SiteStats, State
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.phases import set_phase
 from o2cc.runtime.status import gather

@@ -20,7 +20,8 @@ import pytest
 from o2cc.bpf.info import ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.runtime import loader, state
-from o2cc.runtime.enforcer import Enforcer, Info
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import Info
 from o2cc.runtime.events import Event
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.monitor import Losses, follow
