@@ -23,6 +23,7 @@ import zstandard
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel import description as model
+from o2cc.kernel import type_table
 from o2cc.kernel.collection import without_collection
 from o2cc.kernel.description import FORMAT_VERSION, Description
 from o2cc.kernel.errors import BROKEN_DESCRIPTION, NOT_DESCRIPTION, OTHER_VERSION, failure
@@ -34,10 +35,10 @@ _LEVEL = 10
 
 # Every class whose objects live in tables, each after those that it refers to.
 _CLASSES: tuple[type[Any], ...] = (
-    model.StaticAddress, model.Operand, model.ValueSource, model.Probe, model.TypeReference, model.Parameter,
-    model.Prototype, model.Argument, model.Site, model.Block, model.PatchSite, model.Function, model.Member,
-    model.Struct, model.Enum, model.TypeTable, model.Symbol, model.OpsTable, model.Section, model.Target,
-    model.Field, model.KernelFacts, model.Description,
+    model.StaticAddress, model.Operand, model.ValueSource, model.Probe, type_table.TypeReference,
+    type_table.Parameter, type_table.Prototype, model.Argument, model.Site, model.Block, model.PatchSite,
+    model.Function, type_table.Member, type_table.Struct, type_table.Enum, type_table.TypeTable, model.Symbol,
+    model.OpsTable, model.Section, model.Target, model.Field, model.KernelFacts, model.Description,
 )  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def _fields(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
     """(name, type) of a class's fields; resolving annotations is slow enough to be done once."""
     found = _FIELDS.get(cls)
     if found is None:
-        hints = get_type_hints(cls, vars(model))
+        hints = get_type_hints(cls)
         found = _FIELDS[cls] = tuple((field.name, hints[field.name]) for field in dataclasses.fields(cls))
     return found
 
@@ -171,7 +172,7 @@ def _read(document: Any) -> Description:
         ):
             raise _Corrupt(f"the columns of {cls.__name__} do not match")
         objects[cls] = made = []
-        if cls is model.TypeReference:
+        if cls is type_table.TypeReference:
             # A type refers to types before it, which must be there when it is made.
             getters = [_getter(objects, hint) for _, hint in _fields(cls)]
             for row in zip(*columns, strict=True):

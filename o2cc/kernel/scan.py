@@ -15,17 +15,7 @@ from o2cc.diagnostics import DiagnosticError, error
 from o2cc.kernel import btf as kinds
 from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.collection import without_collection
-from o2cc.kernel.description import (
-    Description,
-    Function,
-    OpsTable,
-    Prototype,
-    Section,
-    StaticAddress,
-    Symbol,
-    Target,
-    TypeTable,
-)
+from o2cc.kernel.description import Description, Function, OpsTable, Section, StaticAddress, Symbol, Target
 from o2cc.kernel.elf import (
     SHN_LORESERVE,
     SHN_UNDEF,
@@ -44,6 +34,7 @@ from o2cc.kernel.layout import PADDING_PREFIXES, SECTION_STRIDE_BITS, Layout, La
 from o2cc.kernel.ops import DataObject, ops_tables
 from o2cc.kernel.patches import NOT_POINTERS_TO_DATA, Patches, read_patches, section_tables
 from o2cc.kernel.sites import UnitFacts, describe_unit
+from o2cc.kernel.type_table import Prototype, TypeTable
 from o2cc.kernel.types import LAYOUTS, TypeBuilder, find_prototypes
 from o2cc.kernel.values import ValueAnalysis, Values
 

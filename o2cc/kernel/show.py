@@ -13,12 +13,12 @@ from o2cc.kernel.description import (
     Function,
     Operand,
     Probe,
-    Prototype,
     Site,
     StaticAddress,
     ValueSource,
 )
 from o2cc.kernel.summary import all_problems, summarize
+from o2cc.kernel.type_table import Prototype
 
 _SHOWN_PROBLEMS = 20
 

@@ -11,7 +11,6 @@ from o2cc.kernel.description import (
     Function,
     Operand,
     PatchSite,
-    Prototype,
     Site,
     SiteKind,
     StaticAddress,
@@ -31,6 +30,7 @@ from o2cc.kernel.instruction import (
 from o2cc.kernel.layout import Layout
 from o2cc.kernel.patches import Patches
 from o2cc.kernel.probes import ProbeContext, choose, context_for, register_mask
+from o2cc.kernel.type_table import Prototype
 from o2cc.kernel.values import (
     STACK,
     Definition,

@@ -13,18 +13,9 @@ from typing import Literal
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel import btf as kinds
 from o2cc.kernel.btf import Btf
-from o2cc.kernel.description import (
-    Enum,
-    Field,
-    KernelFacts,
-    Member,
-    Parameter,
-    Prototype,
-    Struct,
-    TypeReference,
-    TypeTable,
-)
+from o2cc.kernel.description import Field, KernelFacts
 from o2cc.kernel.kallsyms import KernelSymbols
+from o2cc.kernel.type_table import Enum, Member, Parameter, Prototype, Struct, TypeReference, TypeTable
 
 # Structs whose layout is recorded whole: what checks read, and what stdlib talks about for every target.
 LAYOUTS = (

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.kernel.description import Description, TypeTable
+from o2cc.kernel.description import Description
+from o2cc.kernel.type_table import TypeTable
 from o2cc.lower.caches import CACHE_STRUCTS, INSTANCES, SOCKET_BASES, name_words
 from o2cc.lower.places import symbol_address
 from o2cc.policy.model import CheckedPolicy, Scope, StructGrant, SymbolGrant

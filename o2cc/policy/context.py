@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from o2cc.diagnostics import Collector, Diagnostic, DiagnosticError, Severity, Span, did_you_mean, error
-from o2cc.kernel.description import Description, FieldPlace, Struct, TypeTable
+from o2cc.kernel.description import Description
+from o2cc.kernel.type_table import FieldPlace, Struct, TypeTable
 from o2cc.policy.model import Capability, GrantedType, ValueType
 from o2cc.policy.names import ParsedModule, Program
 from o2cc.syntax import nodes

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from o2cc.diagnostics import Collector, Diagnostic, Label, Span, did_you_mean, error, warning
-from o2cc.kernel.description import Prototype
+from o2cc.kernel.type_table import Prototype
 from o2cc.policy import model
 from o2cc.policy.base_types import base_type, base_type_names
 from o2cc.policy.capabilities import related

@@ -13,7 +13,8 @@ import fnmatch
 from dataclasses import dataclass
 
 from o2cc.diagnostics import Diagnostic, Span, did_you_mean, error, note, warning
-from o2cc.kernel.description import FieldPlace, Symbol
+from o2cc.kernel.description import Symbol
+from o2cc.kernel.type_table import FieldPlace
 from o2cc.policy.context import Context
 from o2cc.policy.expressions import Checker
 from o2cc.policy.expressions import Scope as ExpressionScope

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from o2cc.kernel.description import Struct, TypeReference, TypeTable
+from o2cc.kernel.type_table import Struct, TypeReference, TypeTable
 from o2cc.policy.model import TypeKind, ValueType
 
 _DEPTH_LIMIT = 16

@@ -7,15 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from o2cc.kernel.description import (
-    Argument,
-    Description,
-    Function,
-    Prototype,
-    Site,
-    StaticAddress,
-    member_path,
-)
+from o2cc.kernel.description import Argument, Description, Function, Site, StaticAddress, member_path
+from o2cc.kernel.type_table import Prototype
 
 _CALL_KINDS = ("call", "tail_call")
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from o2cc.diagnostics import Collector, SourceFile
-from o2cc.kernel.description import Description, Prototype
+from o2cc.kernel.description import Description
+from o2cc.kernel.type_table import Prototype
 from o2cc.policy.names import ParsedModule, Resolver, load_program
 from o2cc.policy.structs import value_type
 from o2cc.policy.target import TargetCode

@@ -17,9 +17,9 @@ from o2cc.kernel.description import (
     StaticAddress,
     Symbol,
     Target,
-    TypeTable,
     ValueSource,
 )
+from o2cc.kernel.type_table import TypeTable
 
 PROBE = Probe(0, True)
 

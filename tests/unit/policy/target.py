@@ -6,24 +6,18 @@ from __future__ import annotations
 from o2cc.kernel.description import (
     Argument,
     Description,
-    Enum,
     Function,
     KernelFacts,
-    Member,
     OpsTable,
-    Parameter,
     Probe,
-    Prototype,
     Section,
     Site,
     StaticAddress,
-    Struct,
     Symbol,
     Target,
-    TypeReference,
-    TypeTable,
     ValueSource,
 )
+from o2cc.kernel.type_table import Enum, Member, Parameter, Prototype, Struct, TypeReference, TypeTable
 
 INT = TypeReference("int", "int", 4, signed=True)
 UNSIGNED = TypeReference("int", "unsigned int", 4)
