@@ -42,6 +42,10 @@ from o2cc.syntax import nodes
 _ZERO_SIZE_POINTER = 16
 
 
+_Passing = nodes.Gives | nodes.Takes | nodes.Lends | nodes.Transfer
+_Passed = model.Gives | model.Takes | model.Lends
+
+
 @dataclass
 class CheckedClauses:
     """What clauses say; ``spoken_of`` are the arguments that they are about."""
@@ -69,7 +73,7 @@ class ClauseChecker:
         """Check all clauses."""
         for clause in clauses:
             if isinstance(clause, nodes.OnViolation):
-                self.action = self.done.action = Action(clause.action.value)
+                self.action = self.done.action = clause.action
         for clause in clauses:
             self._clause(clause)
         return self.done
@@ -104,20 +108,19 @@ class ClauseChecker:
             case nodes.Allocates():
                 self._allocates(clause)
             case nodes.Gives():
-                kind = model.Lends if clause.until_return else model.Gives
-                self._gives(clause.place, clause.capability, clause.when, clause.span, kind)
+                self._gives(clause, model.Lends if clause.until_return else model.Gives)
             case nodes.Takes():
-                self._takes(clause.place, clause.capability, clause.when, clause.span, model.Takes)
+                self._takes(clause, model.Takes)
             case nodes.Lends():
                 if self.at_entry:
-                    self._gives(clause.place, clause.capability, clause.when, clause.span, model.Lends)
+                    self._gives(clause, model.Lends)
                 else:
-                    self._takes(clause.place, clause.capability, clause.when, clause.span, model.Lends)
+                    self._takes(clause, model.Lends)
             case nodes.Transfer():
                 if clause.to is nodes.Party.KERNEL:
-                    self._takes(clause.place, clause.capability, clause.when, clause.span, model.Takes)
+                    self._takes(clause, model.Takes)
                 else:
-                    self._gives(clause.place, clause.capability, clause.when, clause.span, model.Gives)
+                    self._gives(clause, model.Gives)
             case nodes.Returns():
                 self._returns(clause)
             case nodes.StoresCallback() | nodes.CallsCallback():
@@ -181,55 +184,38 @@ class ClauseChecker:
             model.Allocates(found.pointer, length, struct, number, clause.span, condition)
         )
 
-    def _gives(
-        self,
-        place: nodes.Place,
-        name: nodes.QualifiedName | None,
-        when: nodes.Expression | None,
-        span: Span,
-        kind: type[model.Gives] | type[model.Lends],
-    ) -> None:
-        condition, valid = self._when(when)
-        found = self._object(place, self.after)
-        capability = self._capability(name, found, place)
-        if found is None or not valid or (name is not None and capability is None):
-            return
-        self._speak(found.pointer)
-        length = None if capability is not None else found.length
-        self.done.effects.append(
-            kind(found.pointer, capability.name if capability else None, length, span, condition)
-        )
+    def _gives(self, clause: _Passing, kind: type[model.Gives | model.Lends]) -> None:
+        self._passes(clause, kind, self.after)
 
-    def _takes(
-        self,
-        place: nodes.Place,
-        name: nodes.QualifiedName | None,
-        when: nodes.Expression | None,
-        span: Span,
-        kind: type[model.Takes] | type[model.Lends],
-    ) -> None:
-        condition, valid = self._when(when)
-        found = self._object(place, self.before)
-        capability = self._capability(name, found, place)
-        if found is None or not valid or (name is not None and capability is None):
+    def _takes(self, clause: _Passing, kind: type[model.Takes | model.Lends]) -> None:
+        passed = self._passes(clause, kind, self.before)
+        if passed is None or self.at_entry:
             return
-        self._speak(found.pointer)
-        length = None if capability is not None else found.length
-        self.done.effects.append(
-            kind(found.pointer, capability.name if capability else None, length, span, condition)
-        )
-        if self.at_entry:
-            return
+        effect, capability = passed
+        pointer, span = effect.pointer, effect.span
         if capability is not None:
-            required = self._held(found.pointer, capability, span)
-            self._imply(required, found.pointer, None, span)
+            self._imply(self._held(pointer, capability, span), pointer, None, span)
             if kind is model.Takes:
-                self._imply_movable(found.pointer, capability, None, span)
-        elif length is not None:
-            self._require_writable(found.pointer, length, condition, span)
+                self._imply_movable(pointer, capability, None, span)
+        elif effect.length is not None:
+            self._require_writable(pointer, effect.length, effect.condition, span)
         else:
-            freeable = Predicate(PredicateKind.FREEABLE, (found.pointer,), BOOLEAN, span)
-            self._imply(freeable, found.pointer, None, span)
+            self._imply(Predicate(PredicateKind.FREEABLE, (pointer,), BOOLEAN, span), pointer, None, span)
+
+    def _passes(
+        self, clause: _Passing, kind: type[_Passed], checker: Checker
+    ) -> tuple[_Passed, Capability | None] | None:
+        """Note that the clause's object changes hands; None when the clause is wrong."""
+        condition, valid = self._when(clause.when)
+        found = self._object(clause.place, checker)
+        capability = self._capability(clause.capability, found, clause.place)
+        if found is None or not valid or (clause.capability is not None and capability is None):
+            return None
+        self._speak(found.pointer)
+        name, length = (None, found.length) if capability is None else (capability.name, None)
+        effect = kind(found.pointer, name, length, clause.span, condition)
+        self.done.effects.append(effect)
+        return effect, capability
 
     def _returns(self, clause: nodes.Returns) -> None:
         pointer: Expr | None = None
@@ -238,7 +224,7 @@ class ClauseChecker:
             if typed is None:
                 return
             pointer = typed.expr
-        self.done.effects.append(model.Returns(model.Right(clause.right.value), pointer, clause.span))
+        self.done.effects.append(model.Returns(clause.right, pointer, clause.span))
 
     def _callback(self, clause: nodes.StoresCallback | nodes.CallsCallback) -> None:
         typed = self.before.path(clause.path)

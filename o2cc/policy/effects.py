@@ -9,10 +9,10 @@ return of a gate and may read its arguments.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from o2cc.diagnostics import Span
 from o2cc.policy.expr import Expr
+from o2cc.syntax.nodes.words import Right as Right
 
 # --- capabilities and effects -----------------------------------------------------------------------------
 
@@ -144,14 +144,6 @@ class Shares:
     pointer: Expr
     span: Span
     condition: Expr | None = None
-
-
-class Right(StrEnum):
-    """By which right the caller has what a function returns."""
-
-    HELD = "held"
-    OWNED = "owned"
-    SHARED = "shared"
 
 
 @dataclass(frozen=True, slots=True)

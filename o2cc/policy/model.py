@@ -14,157 +14,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from o2cc.diagnostics import Span
-from o2cc.policy.effects import (
-    Allocates as Allocates,
-)
-from o2cc.policy.effects import (
-    Capability as Capability,
-)
-from o2cc.policy.effects import (
-    CapabilityRange as CapabilityRange,
-)
-from o2cc.policy.effects import (
-    Dangerous as Dangerous,
-)
-from o2cc.policy.effects import (
-    Effect as Effect,
-)
-from o2cc.policy.effects import (
-    Frees as Frees,
-)
-from o2cc.policy.effects import (
-    Gives as Gives,
-)
-from o2cc.policy.effects import (
-    Lends as Lends,
-)
-from o2cc.policy.effects import (
-    Pure as Pure,
-)
-from o2cc.policy.effects import (
-    Reads as Reads,
-)
-from o2cc.policy.effects import (
-    Returns as Returns,
-)
-from o2cc.policy.effects import (
-    Right as Right,
-)
-from o2cc.policy.effects import (
-    Shares as Shares,
-)
-from o2cc.policy.effects import (
-    StoresCallback as StoresCallback,
-)
-from o2cc.policy.effects import (
-    Takes as Takes,
-)
-from o2cc.policy.effects import (
-    Writes as Writes,
-)
-from o2cc.policy.expr import (
-    AddressOfField as AddressOfField,
-)
-from o2cc.policy.expr import (
-    ArgumentValue as ArgumentValue,
-)
-from o2cc.policy.expr import (
-    BinaryExpr as BinaryExpr,
-)
-from o2cc.policy.expr import (
-    BinaryOperation as BinaryOperation,
-)
-from o2cc.policy.expr import (
-    Const as Const,
-)
-from o2cc.policy.expr import (
-    Expr as Expr,
-)
-from o2cc.policy.expr import (
-    GlobalAddress as GlobalAddress,
-)
-from o2cc.policy.expr import (
-    LoadField as LoadField,
-)
-from o2cc.policy.expr import (
-    Predicate as Predicate,
-)
-from o2cc.policy.expr import (
-    PredicateKind as PredicateKind,
-)
-from o2cc.policy.expr import (
-    ResultValue as ResultValue,
-)
-from o2cc.policy.expr import (
-    TypeKind as TypeKind,
-)
-from o2cc.policy.expr import (
-    UnaryExpr as UnaryExpr,
-)
-from o2cc.policy.expr import (
-    UnaryOperation as UnaryOperation,
-)
-from o2cc.policy.expr import (
-    ValueType as ValueType,
-)
-from o2cc.policy.steps import (
-    Expect as Expect,
-)
-from o2cc.policy.steps import (
-    GivenObject as GivenObject,
-)
-from o2cc.policy.steps import (
-    ObjectState as ObjectState,
-)
-from o2cc.policy.steps import (
-    PolicyTest as PolicyTest,
-)
-from o2cc.policy.steps import (
-    TestCall as TestCall,
-)
-from o2cc.policy.steps import (
-    TestEnter as TestEnter,
-)
-from o2cc.policy.steps import (
-    TestIndirectCall as TestIndirectCall,
-)
-from o2cc.policy.steps import (
-    TestLeave as TestLeave,
-)
-from o2cc.policy.steps import (
-    TestPhase as TestPhase,
-)
-from o2cc.policy.steps import (
-    TestStep as TestStep,
-)
-from o2cc.policy.steps import (
-    TestStore as TestStore,
-)
-from o2cc.policy.steps import (
-    TestValue as TestValue,
-)
+from o2cc.policy.effects import *
+from o2cc.policy.effects import Capability, Effect
+from o2cc.policy.expr import *
+from o2cc.policy.expr import Expr, ValueType
+from o2cc.policy.steps import *
+from o2cc.policy.steps import PolicyTest
+from o2cc.syntax.nodes.words import Action as Action
+from o2cc.syntax.nodes.words import ViolationKind as ViolationKind
 
 # --- the compartment --------------------------------------------------------------------------------------
-
-
-class Action(StrEnum):
-    """What a violation does."""
-
-    REPORT = "report"
-    DENY = "deny"
-    KILL = "kill"
-    PANIC = "panic"
-
-
-class ViolationKind(StrEnum):
-    """What was done that no rule allows."""
-
-    WRITE = "write"
-    CALL = "call"
-    ICALL = "icall"
-    GATE = "gate"
-    FREE = "free"
-    RETURN = "return"
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ class TestChecker:
                 capability = found.name
                 if made is not None and made.struct is not None:
                     fits(self.context, found, pointer_to(made.struct, made.size), step.capability.span)
-            if step.state is not nodes.ObjectState.HELD:
+            if step.state is not ObjectState.HELD:
                 self._error(
                     "O2C0260", f"an object that is {step.state} is not held as a capability", step.span
                 )
@@ -150,7 +150,7 @@ class TestChecker:
             struct=made.struct,
             type_id=number,
             size=made.size,
-            state=ObjectState(step.state.value),
+            state=step.state,
             capability=capability,
             fields=tuple((offset, size, value) for offset, (size, value) in sorted(made.fields.items())),
             span=step.span,

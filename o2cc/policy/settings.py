@@ -178,8 +178,8 @@ def check_violations(
     checked: list[ViolationRule] = []
     seen: dict[tuple[ViolationKind, int, tuple[str, ...]], ViolationRule] = {}
     for node, scope in rules:
-        kinds = tuple(dict.fromkeys(ViolationKind(kind.value) for kind in node.kinds)) or tuple(ViolationKind)
-        rule = ViolationRule(kinds, Action(node.action.value), scope, node.span)
+        kinds = tuple(dict.fromkeys(node.kinds)) or tuple(ViolationKind)
+        rule = ViolationRule(kinds, node.action, scope, node.span)
         checked.append(rule)
         for kind in kinds:
             key = (kind, len(kinds), scope.functions if scope is not None else ())
@@ -207,7 +207,7 @@ def check_missed(context: Context, compartment: nodes.Compartment) -> Action:
         [rule for rule in compartment.rules if isinstance(rule, nodes.OnMissed)],
         "rule for missed checks",
     )
-    return Action(rule.action.value) if rule is not None else Action.REPORT
+    return rule.action if rule is not None else Action.REPORT
 
 
 def check_probes(context: Context, compartment: nodes.Compartment) -> bool:

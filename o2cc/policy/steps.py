@@ -4,23 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 from o2cc.diagnostics import Span
-
-# --- policy tests -----------------------------------------------------------------------------------------
-
-
-class ObjectState(StrEnum):
-    """State of an object that a test is given."""
-
-    OWNED = "owned"
-    HELD = "held"
-    FOREIGN = "foreign"
-    FREED = "freed"
-    UNTRACKED = "untracked"
-    SHARED = "shared"
-    USER = "user"
+from o2cc.syntax.nodes.words import ObjectState as ObjectState
 
 
 @dataclass(frozen=True, slots=True)
