@@ -175,14 +175,7 @@ def _next_symbol(symbols: KernelSymbols, address: int) -> int:
 def _sections(elf: ElfFile) -> tuple[LayoutSection, ...]:
     """The loaded sections that lie where the kernel is linked, and the per-CPU area, which is linked at 0."""
     found = [
-        LayoutSection(
-            section.name,
-            section.address,
-            section.size,
-            elf.content(section),
-            section.executable,
-            section.writable,
-        )
+        LayoutSection.of(elf, section, section.address)
         for section in elf.sections
         if section.allocated
         and (section.address >= KERNEL_START or section.name == PER_CPU_SECTION)

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 from o2cc.kernel.description import StaticAddress
 from o2cc.kernel.elf import (
@@ -54,6 +55,12 @@ class LayoutSection:
     content: bytes
     executable: bool
     writable: bool
+
+    @classmethod
+    def of(cls, elf: ElfFile, section: ElfSection, start: int) -> Self:
+        """A section of a file, laid at ``start``."""
+        content = elf.content(section)
+        return cls(section.name, start, section.size, content, section.executable, section.writable)
 
     @property
     def end(self) -> int:
@@ -157,14 +164,7 @@ def kernel_name_at(symbols: KernelSymbols, address: int) -> str | None:
 def module_layout(elf: ElfFile) -> Layout:
     """The layout of a relocatable module. Raises DiagnosticError for relocations that point outside."""
     sections = tuple(
-        LayoutSection(
-            section.name,
-            section.index << SECTION_STRIDE_BITS,
-            section.size,
-            elf.content(section),
-            section.executable,
-            section.writable,
-        )
+        LayoutSection.of(elf, section, section.index << SECTION_STRIDE_BITS)
         for section in elf.sections
         if section.allocated
     )

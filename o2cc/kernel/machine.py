@@ -258,12 +258,7 @@ def _memory(
     static: StaticAddress | None = None
     explicit = not raw.is_string_instruction
     if explicit and link is not None:
-        found, field = link
-        extra = found.addend + (stop - field if found.relative else 0)
-        if found.address is None:
-            static = StaticAddress(None, found.symbol, extra)
-        else:
-            static = places.static_address(found.address + extra)
+        static = _linked(places, link, stop)
         displacement = 0
     elif (explicit and raw.is_ip_rel_memory_operand) or (
         code.absolute is not None and code.absolute[0] <= part.displacement < code.absolute[1]
@@ -317,6 +312,15 @@ def _absolute_fields(
     return found
 
 
+def _linked(places: Places, link: tuple[Link, int], stop: int) -> StaticAddress:
+    """What the linker puts into a field (at the address behind the link) of the instruction that ends at ``stop``."""
+    found, field = link
+    extra = found.addend + (stop - field if found.relative else 0)
+    if found.address is None:
+        return StaticAddress(None, found.symbol, extra)
+    return places.static_address(found.address + extra)
+
+
 def _effect(
     code: Code,
     places: Places,
@@ -332,13 +336,7 @@ def _effect(
     to = _FULL[raw.op0_register] if first_register else NO_REGISTER
     immediate: StaticAddress | None = None
     if immediate_link is not None:
-        found, field = immediate_link
-        extra = found.addend + (item.address + item.length - field if found.relative else 0)
-        if found.address is None:
-            immediate = StaticAddress(None, found.symbol, extra)
-        else:
-            immediate = places.static_address(found.address + extra)
-        item.place = immediate
+        item.place = immediate = _linked(places, immediate_link, item.end)
     if kind in _MOVE_CODES:
         second = raw.op1_kind == OpKind.REGISTER
         if first_register and second:
@@ -415,13 +413,7 @@ def _lea(
 ) -> None:
     static: StaticAddress | None = None
     if link is not None:
-        found, field = link
-        extra = found.addend + (item.address + item.length - field if found.relative else 0)
-        if found.address is None:
-            static = StaticAddress(None, found.symbol, extra)
-        else:
-            static = places.static_address(found.address + extra)
-        item.place = static
+        item.place = static = _linked(places, link, item.end)
     elif raw.is_ip_rel_memory_operand:
         item.place = static = places.static_address(raw.ip_rel_memory_address)
     base: Any = raw.memory_base

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.lower.caches import PAYLOAD_CACHES, name_words
+from o2cc.lower.caches import NAME_COLUMNS, PAYLOAD_CACHES, name_words
 from o2cc.lower.context import Lowering
 from o2cc.lower.places import own_bounds
+from o2cc.lower.rules import searched_table
 from o2cc.policy.model import Audition
 
 if TYPE_CHECKING:  # trees bring numpy, which a policy without an audition need not wait for
@@ -119,9 +120,8 @@ def _classes_table(rows: tuple[tuple[int, int], ...]) -> ir.Table:
 def _payload_table(accepted: tuple[str, ...]) -> ir.Table:
     """Caches by name: those whose objects the policy accepts by their content, then those that hold what users send."""
     rows = tuple(
-        (*(number for word in name_words(name) for number in word), payload)
+        (*name_words(name), payload)
         for payload, names in ((0, accepted), (1, PAYLOAD_CACHES))
         for name in names
     )
-    columns = tuple((f"{part}{word}", 8) for word in range(3) for part in ("mask", "name"))
-    return ir.Table("payload_caches", (*columns, ("payload", 8)), rows, len(rows), writable=True)
+    return searched_table("payload_caches", (*NAME_COLUMNS, ("payload", 8)), rows)

@@ -74,19 +74,21 @@ PAYLOAD_CACHES: tuple[str, ...] = (
 """Caches whose objects hold what users send, so that their content proves nothing."""
 
 
-def name_words(name: str) -> tuple[tuple[int, int], ...]:
-    """Three (mask, value) pairs that compare the first 24 bytes of a C string with ``name``, its end included unless
-    it ends in ``*``."""
+NAME_COLUMNS: tuple[tuple[str, int], ...] = tuple(
+    (f"{part}{word}", 8) for word in range(3) for part in ("mask", "name")
+)
+"""Columns of a table by the name of a cache, filled by `name_words`."""
+
+
+def name_words(name: str) -> tuple[int, ...]:
+    """Mask and value of each of three words that compare the first 24 bytes of a C string with ``name``, its end
+    included unless it ends in ``*``."""
     prefix = name.endswith("*")
     data = name.removesuffix("*").encode()[:24]
     data = data + b"\0" if len(data) < 24 and not prefix else data
     masks = b"\xff" * len(data)
-    words: list[tuple[int, int]] = []
-    for at in range(0, 24, 8):
-        words.append(
-            (
-                int.from_bytes(masks[at : at + 8].ljust(8, b"\0"), "little"),
-                int.from_bytes(data[at : at + 8].ljust(8, b"\0"), "little"),
-            )
-        )
-    return tuple(words)
+    return tuple(
+        int.from_bytes(part[at : at + 8].ljust(8, b"\0"), "little")
+        for at in range(0, 24, 8)
+        for part in (masks, data)
+    )

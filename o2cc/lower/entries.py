@@ -8,6 +8,7 @@ from functools import partial
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Function
+from o2cc.lower import pending
 from o2cc.lower.context import ENTRY_REFUSED, Lowering
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.lower.gates import (
@@ -84,8 +85,8 @@ def _entry_check(
         emit_if(expressions, lent.condition, partial(emit_gain, expressions, lent, bit))
     if lends:
         place = expressions.place
-        arguments = [place.argument(i) for i in range(6)]
-        code.update("pending", [place.sp], [place.site, *arguments, ir.Variable(LENT)])
+        arguments = [place.argument(i) for i in range(len(ARGUMENT_REGISTERS))]
+        pending.keep(code, place.sp, place.site, arguments, ir.Variable(LENT))
     code.decide(ir.Verdict.ALLOW)
     return code.finish()
 
@@ -122,18 +123,11 @@ def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...
     number, sp = code.parameter("site"), code.register("rsp")
     # A return probe sees the stack pointer after the return address is popped (kernel/trace/rethook.c, 6.1).
     at_entry = code.binary(ir.BinaryOperator.SUB, sp, 8)
-    found = code.lookup("pending", at_entry)
-    known, lost = code.label("known"), code.label("lost")
-    code.branch(found, known, lost)
-    code.start(lost)
-    code.decide(ir.Verdict.ALLOW)
-    code.start(known)
-    arguments = {i: code.entry_load(found, "pending", f"arg{i}") for i in range(6)}
-    lent = code.entry_load(found, "pending", "lent")
-    code.delete("pending", at_entry)
+    fields = (*pending.ARGUMENTS, pending.LENT)
+    *arguments, lent = pending.recall(code, at_entry, partial(code.decide, ir.Verdict.ALLOW), fields)
 
     def argument(index: int) -> ir.Operand:
-        return arguments[index] if index in arguments else stack_argument(code, at_entry, index, 8)
+        return arguments[index] if index < len(arguments) else stack_argument(code, at_entry, index, 8)
 
     place = Place(argument, None, number, at_entry, ir.Constant(0))
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Function, Site
+from o2cc.lower import pending
 from o2cc.lower.context import (
     ACTION_CODES,
     CALL_FORBIDDEN,
@@ -259,7 +261,8 @@ def _gate_check(lowering: Lowering, gate: model.Gate, saves: bool, *, tail: bool
             )
     if saves:
         place = expressions.place
-        code.update("pending", [place.sp], [place.site, *(place.argument(i) for i in range(6)), 0])
+        arguments = [place.argument(i) for i in range(len(ARGUMENT_REGISTERS))]
+        pending.keep(code, place.sp, place.site, arguments)
     code.decide(ir.Verdict.ALLOW)
     return code.finish()
 
@@ -269,22 +272,13 @@ def _after_check(
 ) -> tuple[ir.Block, ...]:
     code = Builder(gate.span)
     number, sp, result = code.parameter("site"), code.register("rsp"), code.register("rax")
-    arguments: dict[int, ir.Operand] = {}
+    arguments: tuple[ir.Operand, ...] = (ir.Constant(0),) * len(ARGUMENT_REGISTERS)
     if any(_needs_arguments(effect) for effect in after):
-        entry = code.lookup("pending", sp)
-        known, lost = code.label("known"), code.label("lost")
-        code.branch(entry, known, lost)
-        code.start(lost)
-        # The probe at the call was missed: what the gate gave is not known, so nothing is granted.
-        code.decide(ir.Verdict.ALLOW)
-        code.start(known)
-        arguments = {i: code.entry_load(entry, "pending", f"arg{i}") for i in range(6)}
-        code.delete("pending", sp)
+        # Where the probe at the call was missed, what the gate gave is not known, so nothing is granted.
+        arguments = pending.recall(code, sp, partial(code.decide, ir.Verdict.ALLOW))
 
     def argument(index: int) -> ir.Operand:
-        if index < len(ARGUMENT_REGISTERS):
-            return arguments.get(index, ir.Constant(0))
-        return stack_argument(code, sp, index, 0)
+        return arguments[index] if index < len(arguments) else stack_argument(code, sp, index, 0)
 
     place = Place(argument, result, number, sp, code.register("rbp"))
     expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)

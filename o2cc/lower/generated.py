@@ -84,11 +84,7 @@ def in_behind(lowering: Lowering) -> ir.Function:
             high = code.binary(ir.BinaryOperator.ULE, last, code.add(start, length))
             inside = code.binary(ir.BinaryOperator.AND, low, high)
             known = code.binary(ir.BinaryOperator.AND, applies, present)
-            yes, following = code.label("yes"), code.label("next")
-            code.branch(code.binary(ir.BinaryOperator.AND, inside, known), yes, following)
-            code.start(yes)
-            code.give_back(1)
-            code.start(following)
+            _true_if(code, code.binary(ir.BinaryOperator.AND, inside, known))
     code.give_back(0)
     return ir.Function("in_behind", ("address", "size", "scopes"), code.finish())
 
@@ -111,13 +107,18 @@ def aims_grant(lowering: Lowering) -> ir.Function:
         for slot, length in _aiming(lowering, expressions, grant):
             low = code.binary(ir.BinaryOperator.ULT, address, code.add(slot, length))
             high = code.binary(ir.BinaryOperator.UGT, last, slot)
-            yes, following = code.label("yes"), code.label("next")
-            code.branch(code.binary(ir.BinaryOperator.AND, low, high), yes, following)
-            code.start(yes)
-            code.give_back(1)
-            code.start(following)
+            _true_if(code, code.binary(ir.BinaryOperator.AND, low, high))
     code.give_back(0)
     return ir.Function("aims_grant", ("address", "size"), code.finish())
+
+
+def _true_if(code: Builder, condition: ir.Operand) -> None:
+    """The function's answer is 1 where the condition holds; it goes on otherwise."""
+    yes, following = code.label("yes"), code.label("next")
+    code.branch(condition, yes, following)
+    code.start(yes)
+    code.give_back(1)
+    code.start(following)
 
 
 def _aiming(

@@ -13,6 +13,7 @@ from functools import partial
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Function, Operand
+from o2cc.lower import pending
 from o2cc.lower.context import REQUIREMENT_FAILED, Lowering
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.lower.gates import emit_if, emit_loss, emit_requirements, stack_argument
@@ -98,7 +99,7 @@ def _target_check(operand: Operand, *, gated: bool, jumps: bool) -> tuple[ir.Blo
         code.branch(gate, arguments, done)
         code.start(arguments)
         registers = [code.register(name) for name in ARGUMENT_REGISTERS]
-        code.update("pending", [code.add(sp, _KEY_OFFSET)], [number, *registers, 0])
+        pending.keep(code, code.add(sp, _KEY_OFFSET), number, registers)
         above = 8 if jumps else 0  # the return address of a tail jump is on top of the stack
         code.give_back(code.call("check_arguments", gate, number, sp, code.register("rbp"), above))
         code.start(done)
@@ -115,14 +116,9 @@ def check_arguments(lowering: Lowering) -> ir.Function:
     code = Builder()
     gate, site, sp, bp = (ir.Value(name) for name in ("gate", "site", "sp", "bp"))
     key = code.add(sp, _KEY_OFFSET)
-    entry = code.lookup("pending", key)
-    known, lost = code.label("known"), code.label("lost")
-    code.branch(entry, known, lost)
-    code.start(lost)
-    code.give_back(code.call("report", site, REQUIREMENT_FAILED, 0, 0, sp))
-    code.start(known)
-    registers = [code.entry_load(entry, "pending", f"arg{index}") for index in range(6)]
-    code.delete("pending", key)
+    registers = pending.recall(
+        code, key, lambda: code.give_back(code.call("report", site, REQUIREMENT_FAILED, 0, 0, sp))
+    )
 
     def argument(index: int) -> ir.Operand:
         if index < len(registers):

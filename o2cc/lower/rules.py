@@ -18,7 +18,7 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Description
 from o2cc.kernel.type_table import TypeTable
-from o2cc.lower.caches import CACHE_STRUCTS, INSTANCES, SOCKET_BASES, name_words
+from o2cc.lower.caches import CACHE_STRUCTS, INSTANCES, NAME_COLUMNS, SOCKET_BASES, name_words
 from o2cc.lower.places import symbol_address
 from o2cc.policy.model import CheckedPolicy, Scope, StructGrant, SymbolGrant
 from o2cc.policy.ranges import decide, normalize
@@ -126,10 +126,10 @@ def grant_table(policy: CheckedPolicy, types: Types, scopes: Scopes) -> ir.Table
                 rows[key] = rows.get(key, 0) | 1 << number
     table_rows = tuple((key[0], mask, key[1], key[2]) for key, mask in sorted(rows.items()))
     columns = (("types", 8), ("scopes", 8), ("start", 4), ("end", 4))
-    return _searched_table("grants", columns, table_rows)
+    return searched_table("grants", columns, table_rows)
 
 
-def _searched_table(
+def searched_table(
     name: str, columns: tuple[tuple[str, int], ...], rows: tuple[tuple[int, ...], ...]
 ) -> ir.Table:
     """A table that a loop searches.  It counts as writable although nothing writes it: of constant data the BPF
@@ -139,14 +139,13 @@ def _searched_table(
 
 
 def cache_table(types: Types) -> ir.Table:
-    """Dedicated caches whose objects have a granted type: (mask, value) of three name words, types."""
+    """Dedicated caches whose objects have a granted type: `NAME_COLUMNS`, types."""
     rows = tuple(
-        (*(number for word in name_words(name) for number in word), mask)
+        (*name_words(name), mask)
         for name, struct in sorted(CACHE_STRUCTS.items())
         if (mask := types.mask_of_all((struct, *SOCKET_BASES.get(struct, ()))))
     )
-    columns = tuple((f"{part}{word}", 8) for word in range(3) for part in ("mask", "name"))
-    return _searched_table("caches", (*columns, ("types", 8)), rows)
+    return searched_table("caches", (*NAME_COLUMNS, ("types", 8)), rows)
 
 
 @dataclass(frozen=True)

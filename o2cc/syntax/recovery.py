@@ -260,16 +260,7 @@ class Recovery:
             return False
         if not takes(interactive, len(interactive.parser_state.state_stack), "RBRACE", terminal):
             return False
-        problems.add(
-            error(
-                "O2C0116",
-                "`{` is not closed",
-                self._span(opening),
-                "opened here",
-                secondary=(Label(self._span(token), "not part of the list"),),
-                help=f"add the missing `}}` before `{token}`",
-            )
-        )
+        problems.add(self._not_closed(opening, token, "not part of the list"))
         interactive.feed_token(Token.new_borrow_pos("RBRACE", "}", token))
         self._rewind(interactive, token)
         return True
@@ -324,6 +315,16 @@ class Recovery:
             and bool(_MORE_WORDS.match(self.text, end))
         )
 
+    def _not_closed(self, opening: Token, token: Token, label: str) -> Diagnostic:
+        return error(
+            "O2C0116",
+            "`{` is not closed",
+            self._span(opening),
+            "opened here",
+            secondary=(Label(self._span(token), label),),
+            help=f"add the missing `}}` before `{token}`",
+        )
+
     def _close_block(self, interactive: Interactive, token: Token, problems: Collector) -> bool:
         state = interactive.parser_state
         opening = innermost_brace(state.value_stack)
@@ -331,16 +332,7 @@ class Recovery:
         terminal = self.words[str(token)]
         if opening is None or not self._resume(interactive, state, depth, terminal, token.start_pos or 0):
             return False
-        problems.add(
-            error(
-                "O2C0116",
-                "`{` is not closed",
-                self._span(opening),
-                "opened here",
-                secondary=(Label(self._span(token), "the next item begins here"),),
-                help=f"add the missing `}}` before `{token}`",
-            )
-        )
+        problems.add(self._not_closed(opening, token, "the next item begins here"))
         return True
 
     def _rewind(self, interactive: Interactive, token: Token) -> None:
