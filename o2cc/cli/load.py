@@ -21,6 +21,7 @@ from o2cc.options import CompileOptions, Degrade
 from o2cc.runtime import loader, state
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.plan import tracking_sites
+from o2cc.runtime.progress import Progress
 
 _ELF = b"\x7fELF"
 _SHOWN = 10
@@ -159,7 +160,7 @@ def _object(
     kernel: str | None,
     layout: Layout,
     degrade: str | None,
-    progress: loader.Progress,
+    progress: Progress,
 ) -> bytes:
     """The object's bytes: the file's own, or compiled now.  Raises DiagnosticError."""
     if policy.endswith(".o") or (policy != "-" and read_bytes(policy)[:4] == _ELF):

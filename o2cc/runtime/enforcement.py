@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,9 @@ from o2cc.runtime.instructions import MAXIMUM_LENGTH, NotDeniable, Placed, enfor
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
 from o2cc.runtime.plan import RESULT_NOTE, Attachment, failure
+from o2cc.runtime.progress import Progress
 from o2cc.runtime.state import Failure
 from o2cc.runtime.tables import initial_rows, table
-
-Progress = Callable[[str, int, int], None]
 
 NEEDS_MODULE = frozenset({"deny", "panic", "strict probes", "private heap"})
 UNSUPPORTED = frozenset({"private stack", "on missed deny", "on missed panic"})

@@ -59,6 +59,8 @@ _FEATURES = {
     HeapOperation.BULK_ALLOC: Feature.BULK,
     HeapOperation.BULK_FREE: Feature.BULK,
 }
+_FREES = (HeapOperation.FREE_CACHE, HeapOperation.BULK_FREE)
+_CACHE_ALLOCATIONS = (HeapOperation.ALLOC_CACHE, HeapOperation.BULK_ALLOC)
 _SECTION_SIZE_OFFSET = 0x20  # sh_size in Elf64_Shdr
 
 
@@ -143,9 +145,25 @@ def attach(
     These probes come first: of several at one address kprobes runs the newest first (kernel/kprobes.c add_new_kprobe, 6.1
     and 6.12), and what the gate asks must be asked before the call is another one.
 
+    Where a call that frees by the name of a cache cannot be redirected, the caches stay the kernel's own: freeing an object
+    of another cache than the one that is named is a WARNING (mm/slab.h, 6.1, and mm/slub.c, 6.12: cache_from_obj).
+
     Raises EnforcerError when there can be no such heap.
     """
     enforcer.heap(shadow, OWNER, heap.limit, ctor_offset=heap.ctor_offset, flags_offset=heap.flags_offset)
+    frees = [item for item in calls if _operation(item.call) in _FREES]
+    others = [item for item in calls if _operation(item.call) not in _FREES]
+    failures = list(_redirect(enforcer, frees))
+    if len(frees) - len(failures) < sum(_operation(call) in _FREES for call in heap.calls):
+        kept = [item for item in others if _operation(item.call) in _CACHE_ALLOCATIONS]
+        failures += (
+            _failure(item.call, "a call that frees such objects cannot be redirected") for item in kept
+        )
+        others = [item for item in others if item not in kept]
+    return (*failures, *_redirect(enforcer, others))
+
+
+def _redirect(enforcer: Enforcer, calls: Sequence[Redirected]) -> tuple[Failure, ...]:
     able = [item for item in calls if _feature(item.call) in enforcer.features]
     results = enforcer.try_attach([_site(item) for item in able]) if able else []
     return (
@@ -162,9 +180,13 @@ def attach(
     )
 
 
+def _operation(call: HeapCallInfo) -> HeapOperation:
+    return _OPERATIONS[call.operation]
+
+
 def _feature(call: HeapCallInfo) -> Feature:
     """What o2c.ko must be able to do for a call; nothing beyond its first version for most."""
-    return _FEATURES.get(_OPERATIONS[call.operation], Feature(0))
+    return _FEATURES.get(_operation(call), Feature(0))
 
 
 def _site(item: Redirected) -> Site:
@@ -178,7 +200,7 @@ def _site(item: Redirected) -> Site:
         base=NO_REGISTER if not item.call.size else _HARDWARE_ORDER.index(item.call.size),
         index=_HARDWARE_ORDER.index(item.call.flags or "rax"),
         scale=int(item.call.operation == _ZEROED),
-        size=_OPERATIONS[item.call.operation],
+        size=_operation(item.call),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iced_x86 import (
+    Code,
     Decoder,
     FlowControl,
     Instruction,
@@ -73,6 +74,8 @@ def enforced(placed: Placed, program: int, *, strict: bool = False) -> Site:
     instruction = Decoder(64, placed.code, ip=placed.address).decode()
     if instruction.is_invalid or instruction.len > len(placed.code):
         raise NotDeniable("the bytes in memory are no instruction")
+    if instruction.code == Code.INT3:
+        raise NotDeniable("another probe is at the instruction")
     kind, size = _kind(placed, instruction)
     tail = kind in (Kind.TAIL_JUMP, Kind.IJUMP) and placed.stack_height == 0
     if kind is Kind.IJUMP and not tail:

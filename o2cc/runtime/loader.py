@@ -20,21 +20,17 @@ from pathlib import Path
 from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
-from o2cc.runtime import code_check, enforcement, heap, kernel_calls, phases, running_kernel, state
+from o2cc.runtime import code_check, enforcement, heap, kernel_calls, phases, pins, running_kernel, state
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
 from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reason, tracking_sites
-
-Progress = Callable[[str, int, int], None]  # stage, done, all
+from o2cc.runtime.progress import Progress, silent
 
 LOG_LINES = 12
 DRAIN_PATIENCE = 10.0  # seconds
 _REPORTED_EVERY = 50  # sites between two reports of progress
-# Freeing thousands of programs at once has deadlocked a 6.18 kernel: links go in steps, with a rest between them.
-_STEP = 100
-_REST = 0.05  # seconds
 _SHOWN_GAPS = 10
 
 
@@ -52,10 +48,6 @@ class LoadOptions:
     accept_gaps: bool = False
     optimize: bool = False
     warn: Callable[[Diagnostic], None] = lambda diagnostic: None
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def verifier_diagnostic(problem: LoadError) -> DiagnosticError:
@@ -138,7 +130,7 @@ def _load(
     directory = _claim(info.name)
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
-        undo.callback(_remove_pins, directory, silent)
+        undo.callback(pins.remove, directory, silent)
         try:
             with BpfObject(image) as loaded:
                 progress("verify", 0, len(programs_wanted))
@@ -307,7 +299,7 @@ def _claim(name: str) -> Path:
             )
         enforcement.remove(name)
         if directory.exists():
-            _remove_pins(directory, silent)
+            pins.remove(directory, silent)
         state.forget(name)
         directory.parent.mkdir(exist_ok=True)
         directory.mkdir()
@@ -420,7 +412,7 @@ def unload(
             attached = None
         # what was written down goes first: from here on it is a leftover, which `load` and `unload` take up again
         state.forget(name)
-        links = _remove_pins(directory, progress)
+        links = pins.remove(directory, progress)
         return attached if attached is not None else links
 
 
@@ -432,23 +424,3 @@ def _others_only_report(name: str) -> bool:
                 if not state.load(other)[0].enforced:
                     return True
     return False
-
-
-def _remove_pins(directory: Path, progress: Progress) -> int:
-    """Remove the pins of a compartment; how many links of sites there were."""
-    links = sorted((directory / "links").glob("*"), key=lambda link: (not link.name.isdigit(), link.name))
-    for done, link in enumerate(links):
-        link.unlink(missing_ok=True)
-        if done % _REPORTED_EVERY == 0:
-            progress("detach", done, len(links))
-        if done % _STEP == _STEP - 1:
-            time.sleep(_REST)
-    progress("detach", len(links), len(links))
-    for pinned in (directory / "maps").glob("*"):
-        pinned.unlink(missing_ok=True)
-    for sub in (directory / "maps", directory / "links", directory):
-        if sub.is_dir():
-            sub.rmdir()
-    with suppress(OSError):
-        directory.parent.rmdir()  # stays while another compartment is in it
-    return sum(link.name.isdigit() for link in links)

@@ -119,7 +119,7 @@ def test_what_is_asked_of_the_module() -> None:
     given = StandIn()
     assert heap.attach(cast("Enforcer", given), HEAP, 17, found) == ()
     assert given.asked == [(17, heap.OWNER, 1 << 20, {"ctor_offset": 72, "flags_offset": 8})]
-    first, second = given.sites
+    second, first = given.sites  # what frees comes first
     assert (first.kind, first.program, first.size) == (Kind.HEAP, NO_PROGRAM, HeapOperation.ALLOC)
     assert (first.base, first.index) == (7, 6)  # rdi, rsi
     assert second.size == HeapOperation.FREE_CACHE
@@ -131,6 +131,26 @@ def test_a_refused_call_is_named() -> None:
     (refused,) = heap.attach(cast("Enforcer", StandIn(never=[0x2020])), HEAP, 17, found)
     assert refused.place == "second+0x20"
     assert refused.reason.endswith("refused: kprobes refused the address")
+
+
+def test_objects_that_could_not_be_freed_again_stay_the_kernels() -> None:
+    """Catches a cache whose objects are made in the private heap and freed by the name of the kernel's cache: a WARNING."""
+    allocation = HeapCallInfo("first", 0x10, False, "kmem_cache_alloc", "alloc_cache", "", "rsi")
+    plain = HeapCallInfo("first", 0x10, False, "kmalloc", "alloc", "rdi", "rsi")
+    free = HeapCallInfo("second", 0x20, True, "kmem_cache_free", "free_cache", "", "")
+    made = HeapInfo(1 << 20, 72, 8, "made.o2c", 3, (allocation, plain, free))
+    placed = [
+        heap.Redirected(call, at, code)
+        for call, at, code in zip(made.calls, (1, 2, 3), (b"a", b"b", b"c"), strict=True)
+    ]
+    whole, refused = StandIn(), StandIn(never=[3])
+    assert heap.attach(cast("Enforcer", whole), made, 17, placed) == ()
+    assert {site.address for site in whole.sites} == {1, 2, 3}
+    reasons = [item.reason for item in heap.attach(cast("Enforcer", refused), made, 17, placed)]
+    assert [text.split("`")[1] for text in reasons] == ["kmem_cache_free", "kmem_cache_alloc"]
+    assert {site.address for site in refused.sites} == {2, 3}
+    # a call that the running kernel does not have
+    assert len(heap.attach(cast("Enforcer", StandIn()), made, 17, placed[:2])) == 1
 
 
 def test_what_the_module_cannot_do_is_named_and_left_to_the_kernel() -> None:

@@ -64,7 +64,7 @@ def test_transfers(code: str, site_kind: str, kind: Kind) -> None:
     [
         (placed("48895618", "entry"), "only be observed"),
         (placed("48895618", probe_offset=8), "before the instruction"),
-        (placed("cc895618"), "writes nothing"),  # another's breakpoint
+        (placed("cc895618"), "another probe is at the instruction"),
         (placed("e900000000"), "writes nothing"),  # another's optimized probe
         (placed("488b5618"), "writes nothing"),  # a load
         (placed("48895618", "call"), "not the call"),
