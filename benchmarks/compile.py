@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiling the SCTP policy, beside the way of the O2C paper's prototype: one C program a site, by clang -O2.
 
-    python benchmarks/compile.py [--runs 3] [--clang clang] [--kernel RELEASE|FILE]
+    python benchmarks/compile.py [--runs 3] [--clang clang] [--kernel RELEASE|FILE] [--module sctp.ko]
 
 Whole processes in turns (A B C A B C ...): seconds of CPU and wall time, peak memory, size of the object, instructions
 a program.  Prints medians and their ratios, and the load of the machine; decides nothing.  One run of each before the
-first that counts fills the caches of files, of compiled Python and of the parser's tables.
+first that counts fills the caches of files, of compiled Python (which PYTHONDONTWRITEBYTECODE would forbid: it is
+taken out of the environment) and of the parser's tables.
+
+`o2cc` begins with the description of the module, `.ko` with the module's file: it unpacks the kernel, reads its types
+and symbols, scans the module and compiles, in one process that keeps nothing for the next.  Its object must be that of
+the description, byte for byte; else this ends.  It is left out where the kernel's files are not there.  The peers begin
+with a list of sites that somebody else has found, in their favour: theirs is only what clang takes.
 
 The peers are what the paper describes (arXiv 2401.05641, section 5) written for a stock kernel.  Both are one C file
 with one program a store through a register other than the stack pointer, as the prototype's generator makes them, and
@@ -45,9 +51,10 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
-from o2cc.diagnostics import SourceFile
+from o2cc.diagnostics import DiagnosticError, SourceFile
 from o2cc.driver import find_description
 from o2cc.kernel.description import Description, Site
+from o2cc.kernel.kernels import open_kernel
 
 _HEADER = """\
 typedef unsigned long long u64; typedef unsigned int u32;
@@ -210,6 +217,14 @@ def c_figures(path: Path) -> tuple[int, int]:
         return len(sections), sum(s["sh_size"] // 8 for s in sections)
 
 
+def find_module(release: str) -> Path | None:
+    """The file of sctp for a release, of a fetched or installed kernel."""
+    try:
+        return open_kernel(release).find_module("sctp")
+    except DiagnosticError:
+        return None
+
+
 def find_clang() -> str:
     """The first clang that is there.  Raises SystemExit."""
     for name in ("clang", *(f"clang-{version}" for version in range(25, 13, -1))):
@@ -225,7 +240,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--clang", default=None)
     parser.add_argument("--kernel", default=None)
+    parser.add_argument("--module", type=Path, default=None)
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     clang = options.clang or find_clang()
     description = find_description("sctp", options.kernel, SourceFile("sctp.o2c", ""))
     policy = Path(__file__).resolve().parent.parent / "examples" / "sctp.o2c"
@@ -234,9 +251,13 @@ def main() -> None:
         directory = Path(scratch)
         kernel = options.kernel or description.release
         figures = directory / "figures"
-        ours = [str(Path(sys.executable).parent / "o2cc"), str(policy), "-k", kernel, "--degrade", "report"]
+        ours = [str(Path(sys.executable).parent / "o2cc"), str(policy), "--degrade", "report"]
         ours += ["-W", "no-O2C0521", "-W", "no-O2C0242", "--stats", str(figures), "--error-format", "concise"]
-        commands = {"o2cc": [*ours, "-o", str(directory / "o2cc.o")]}
+        commands = {"o2cc": [*ours, "-k", kernel, "-o", str(directory / "o2cc.o")]}
+        module = options.module or find_module(description.release)
+        if module is not None:
+            commands[".ko"] = [*ours, "-k", str(module), "-o", str(directory / ".ko.o")]
+        mine = tuple(commands)
         for name, check in PEERS.items():
             source = directory / f"{name}.c"
             source.write_text(c_source(description, check))
@@ -244,9 +265,11 @@ def main() -> None:
             commands[name] = [clang, *flags, str(source), "-o", str(directory / f"{name}.o")]
         for command in commands.values():
             run(command)
+        if len({(directory / f"{name}.o").read_bytes() for name in mine}) > 1:
+            sys.exit("the object made from the module differs from that made from its description")
         runs = [{name: run(command) for name, command in commands.items()} for _ in range(options.runs)]
         stats = json.loads(figures.read_text())
-        programs = {"o2cc": (stats["programs"], stats["instructions"])}
+        programs = dict.fromkeys(mine, (stats["programs"], stats["instructions"]))
         programs |= {name: c_figures(directory / f"{name}.o") for name in PEERS}
         sizes = {name: (directory / f"{name}.o").stat().st_size / 1e6 for name in commands}
     rows = {
@@ -262,11 +285,11 @@ def main() -> None:
     print(
         f"{'':24}"
         + "".join(f"{name:>12}" for name in commands)
-        + "".join(f"{n + '/o2cc':>16}" for n in PEERS)
+        + "".join(f"{f'{peer}/{name}':>16}" for peer in PEERS for name in mine)
     )
-    for name, row in rows.items():
-        ratios = "".join(f"{row[peer] / row['o2cc']:16.1f}" for peer in PEERS)
-        print(f"{name:24}" + "".join(f"{row[column]:12.2f}" for column in commands) + ratios)
+    for title, row in rows.items():
+        ratios = "".join(f"{row[peer] / row[name]:16.1f}" for peer in PEERS for name in mine)
+        print(f"{title:24}" + "".join(f"{row[column]:12.2f}" for column in commands) + ratios)
 
 
 if __name__ == "__main__":

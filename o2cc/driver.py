@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from o2cc.bpf.emit import ObjectFile, llvm_text
 from o2cc.compiler import (
@@ -27,6 +28,7 @@ from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error, war
 from o2cc.ir.printer import print_module
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
+from o2cc.kernel.image import MODULE_SUFFIXES
 from o2cc.options import Compiled as CompilationResult
 from o2cc.options import CompileOptions, Emit
 from o2cc.passes.manager import parse_pipeline
@@ -36,6 +38,9 @@ from o2cc.policy.model import Action, CheckedPolicy
 from o2cc.policy.names import ParsedModule
 from o2cc.syntax import nodes as syntax
 
+if TYPE_CHECKING:
+    from o2cc.kernel.module_file import ModuleFile
+
 # What an eBPF object does without the enforcement module.
 _WITHOUT_MODULE = frozenset({"report", "kill"})
 
@@ -43,9 +48,13 @@ _WITHOUT_MODULE = frozenset({"report", "kill"})
 def find_description(target: str, kernel: str | None, policy: SourceFile) -> Description:
     """The description that ``--kernel`` means.
 
-    A path is read.  A release is looked for among the user's descriptions, then the bundled ones.  Without either
-    the running kernel's is taken if there is one, else the newest bundled one.  Raises DiagnosticError (O2C0910).
+    The path of a description is read, that of a module (``.ko``, also packed) scanned.  A release is looked for among the user's descriptions, then the bundled ones.  Without either
+    the running kernel's is taken if there is one, else the newest bundled one.  Raises DiagnosticError: O2C0910, and
+    what reading or scanning raises.
     """
+    module = _module_file(kernel)
+    if module is not None:
+        return module.describe()
     if kernel is not None and (kernel.endswith(".o2k") or os.sep in kernel):
         return store.load(kernel)
     releases = [kernel] if kernel is not None else [os.uname().release]
@@ -69,6 +78,15 @@ def find_description(target: str, kernel: str | None, policy: SourceFile) -> Des
             f"then give it with `--kernel {target}.o2k`",
         )
     )
+
+
+def _module_file(kernel: str | None) -> ModuleFile | None:
+    """The module that ``--kernel`` names, if it names one; its kernel is unpacked in the background from then on."""
+    if kernel is None or not kernel.endswith(MODULE_SUFFIXES):
+        return None
+    from o2cc.kernel.module_file import open_module_file  # late: brings numpy
+
+    return open_module_file(kernel)
 
 
 def target_of(parsed: ParsedModule) -> str:
@@ -98,10 +116,13 @@ def compile_source(
     source: SourceFile, options: CompileOptions, inner: Options, watch: Stopwatch
 ) -> tuple[Compiled, tuple[Diagnostic, ...]]:
     """Everything up to optimized IR, with the warnings.  Raises DiagnosticError."""
+    with watch.stage("description"):
+        module = _module_file(options.kernel)
     with watch.stage("syntax"):
         parsed = parse_policy(source)
     with watch.stage("description"):
-        description = find_description(target_of(parsed), options.kernel, source)
+        target = target_of(parsed)
+        description = module.describe() if module else find_description(target, options.kernel, source)
     directory = Path(source.name).parent if not source.name.startswith("<") else None
     resolve = FileResolver(directory, further=tuple(map(Path, options.search_path)))
     tree_path = tree_path_of(parsed)

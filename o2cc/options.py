@@ -35,7 +35,7 @@ class Degrade(StrEnum):
 
 @dataclass(frozen=True)
 class CompileOptions:
-    """Options of one compilation. `kernel` is a release, the path of a .o2k file, or None: found out.
+    """Options of one compilation. `kernel` is a release, the path of a description or of a module, or None: found out.
 
     `figures`: give `Compiled.stats`, for which the object is made whatever `emit` says.
     """

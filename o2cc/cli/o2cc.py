@@ -70,7 +70,7 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     "-k",
     "--kernel",
     metavar="RELEASE|FILE",
-    help="Target: a kernel release that a description is known for, or a description (.o2k).",
+    help="Target: a kernel release that a description is known for, a description (.o2k), or a module (.ko).",
 )
 @click.option(
     "--emit",
@@ -124,13 +124,15 @@ def o2cc(
     """Compile POLICY, an .o2c file (`-`: the standard input), to an eBPF object.
 
     Without root, without the network, and without the kernel that it is for: what is known of that
-    kernel comes from a description, made by `o2c scan` or bundled. The same input gives the same bytes.
+    kernel comes from a description, made by `o2c scan` or bundled. A module's file is scanned instead,
+    if its kernel's boot image is found beside it or by its release. The same input gives the same bytes.
     Nothing is written when there are errors.
 
     \b
     Examples:
       o2cc sctp.o2c -o sctp.bpf.o
       o2cc sctp.o2c -k 6.12.115+deb12-amd64 --stats -
+      o2cc sctp.o2c -k /lib/modules/6.1.0-57-amd64/kernel/net/sctp/sctp.ko
       o2cc sctp.o2c --emit check -W error
       o2cc --explain O2C0101
 

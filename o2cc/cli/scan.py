@@ -19,7 +19,15 @@ from o2cc.diagnostics import DiagnosticError, did_you_mean, error, warning
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
 from o2cc.kernel.errors import NO_FUNCTION, NO_KERNEL
-from o2cc.kernel.kernels import MODULE_SUFFIXES, Kernel, module_files, module_name, open_kernel, read_module
+from o2cc.kernel.image import MODULE_SUFFIXES
+from o2cc.kernel.kernels import (
+    Kernel,
+    module_files,
+    module_name,
+    open_kernel,
+    read_module,
+)
+from o2cc.kernel.module_file import kernel_of_module, open_module_file
 from o2cc.kernel.show import as_json, function_lines, overview, site_lines
 from o2cc.kernel.summary import all_problems, summarize, summary_as_json
 
@@ -127,23 +135,13 @@ def describe_target(
     if not path.exists() and "/" not in module and not module.endswith(MODULE_SUFFIXES):
         kernel = _running_kernel()
         return scan_module(kernel.find_module(module), kernel, structs)
-    return scan_module(path, _kernel_of(path), structs)
+    return open_module_file(path).describe(structs)
 
 
 def _running_kernel() -> Kernel:
     import os
 
     return open_kernel(os.uname().release)
-
-
-def _kernel_of(path: Path) -> Kernel:
-    """The kernel of a module: beside it in an unpacked package, or by the release that the module names."""
-    release = store.read_build_identity(path).release
-    for parent in path.resolve().parents:
-        image = parent / "boot" / f"vmlinuz-{release}"
-        if release and image.is_file():
-            return open_kernel(str(image))
-    return open_kernel(release or "(unnamed)")
 
 
 def _scan_all(
@@ -158,7 +156,10 @@ def _scan_all(
         raise DiagnosticError(error(NO_KERNEL, "no modules below this directory", path=str(directory)))
     if limit is not None and limit < len(files):
         files = [files[index * len(files) // limit] for index in range(limit)]
-    kernel = open_kernel(kernel_name) if kernel_name is not None else _kernel_of(files[0])
+    if kernel_name is not None:
+        kernel = open_kernel(kernel_name)
+    else:
+        kernel = kernel_of_module(files[0], store.read_build_identity(files[0]).release)
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     refused: list[tuple[str, str]] = []

@@ -7,8 +7,7 @@ Both are forward problems over sets of bits, where a fact holds at a block if it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from o2cc.diagnostics import Span, did_you_mean
 from o2cc.ir import nodes as ir
@@ -28,8 +27,7 @@ _TERMINATORS = (ir.Branch, ir.Jump, ir.Return, ir.Decide)
 _ENTRY_USERS = (ir.EntryLoad, ir.EntryStore, ir.EntryFetchAdd, ir.EntryCompareExchange)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a message is about: a body, and a line in it (printed only when there is a message)."""
 
     body: Body

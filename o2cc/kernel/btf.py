@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel.errors import BROKEN_BTF, failure
@@ -114,20 +115,26 @@ class Btf:
         return found
 
     @cached_property
+    def _words(self) -> npt.NDArray[np.uint32]:
+        """The three common words of every type of this section, a row a type."""
+        places = np.array(self.positions, np.int64).reshape(-1, 1) + np.arange(_TYPE.size)
+        words: npt.NDArray[np.uint32] = np.frombuffer(self.types, np.uint8)[places].view("<u4")
+        return words
+
+    @cached_property
+    def _own_kinds(self) -> npt.NDArray[np.uint8]:
+        """The kind of every type of this section."""
+        return (self._words[:, 1] >> 24 & 31).astype(np.uint8)
+
+    @cached_property
     def kinds(self) -> bytes:
         """The kind of every type by its id, the base's included; 0 for void."""
-        types = self.types
-        own = bytes(types[position + 7] & 31 for position in self.positions)
-        return (self.base.kinds if self.base is not None else b"\0") + own
+        return (self.base.kinds if self.base is not None else b"\0") + self._own_kinds.tobytes()
 
     @cached_property
     def references(self) -> list[int]:
         """The last of the three common words of every type by its id: size, or the type that it refers to."""
-        own: list[int] = []
-        if self.positions:
-            words = np.frombuffer(self.types, np.uint8)
-            places = np.array(self.positions, np.int64)[:, None] + np.arange(8, 12)
-            own = words[places].view("<u4").reshape(-1).tolist()
+        own: list[int] = self._words[:, 2].tolist()
         return (self.base.references if self.base is not None else [0]) + own
 
     def kind(self, id: int) -> int:
@@ -240,11 +247,11 @@ class Btf:
     @cached_property
     def ids_by_kind(self) -> Mapping[int, tuple[int, ...]]:
         """The ids of this section only, by kind."""
-        found: dict[int, list[int]] = {}
-        types = self.types
-        for index, position in enumerate(self.positions):
-            found.setdefault(types[position + 7] & 31, []).append(self.first_id + index)
-        return {kind: tuple(ids) for kind, ids in found.items()}
+        kinds = self._own_kinds
+        return {
+            int(kind): tuple((np.nonzero(kinds == kind)[0] + self.first_id).tolist())
+            for kind in np.unique(kinds)
+        }
 
     @cached_property
     def structs_by_size(self) -> Mapping[int, tuple[int, ...]]:
@@ -268,12 +275,9 @@ class Btf:
         found = self._names.get(kind)
         if found is None:
             names: dict[str, int] = {}
-            types, strings, base = self.types, self.strings, self.first_string
-            first = self.first_id
-            for id in self.ids_by_kind.get(kind, ()):
-                offset = int.from_bytes(
-                    types[self.positions[id - first] : self.positions[id - first] + 4], "little"
-                )
+            strings, base = self.strings, self.first_string
+            offsets = self._words[self._own_kinds == kind, 0].tolist()
+            for id, offset in zip(self.ids_by_kind.get(kind, ()), offsets, strict=True):
                 if offset >= base:
                     end = strings.find(b"\0", offset - base)
                     name = strings[offset - base : end].decode("utf-8", "replace") if end >= 0 else ""

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -86,8 +87,7 @@ class ElfSymbol:
     binding: int
 
 
-@dataclass(frozen=True, slots=True)
-class Relocation:
+class Relocation(NamedTuple):
     """One RELA entry: at ``offset`` of the section that it is for, ``symbol`` indexes the symbol table."""
 
     offset: int
@@ -200,6 +200,11 @@ class ElfFile:
                 if separator:
                     found.setdefault(key, value)
         return found
+
+    @property
+    def release(self) -> str:
+        """The kernel release that a module names in its version magic, empty if it names none."""
+        return self.module_info().get("vermagic", "").partition(" ")[0]
 
     def _broken(self, message: str) -> Exception:
         return failure(BROKEN_ELF, message, self.path)

@@ -8,6 +8,7 @@ its header (``Documentation/arch/x86/boot.rst``).
 """
 
 import bz2
+import io
 import lzma
 import struct
 import zlib
@@ -16,8 +17,11 @@ import zstandard
 
 from o2cc.kernel.errors import BROKEN_COMPRESSION, NO_KERNEL_IMAGE, failure
 
+MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+
 # A limit against archives that unpack to all of memory: Debian's kernels need 66 MB.
 SIZE_LIMIT = 1 << 30
+_PIECE = 1 << 20
 
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
@@ -76,9 +80,14 @@ def kernel_image(data: bytes, path: str) -> bytes:
 
 
 def _bounded(unpacker: "lzma.LZMADecompressor | bz2.BZ2Decompressor", data: bytes, path: str) -> bytes:
-    result = unpacker.decompress(data, SIZE_LIMIT)
+    # In pieces, since the unpacker joins what it gives out at once, and holds it twice meanwhile.
+    result = io.BytesIO()
+    piece = unpacker.decompress(data, _PIECE)
+    while piece and result.tell() < SIZE_LIMIT:
+        result.write(piece)
+        piece = unpacker.decompress(b"", _PIECE) if not unpacker.eof else b""
     _require(unpacker.eof, path)
-    return result
+    return result.getvalue()
 
 
 def _bounded_zlib(data: bytes, path: str) -> bytes:

@@ -4,8 +4,8 @@
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any
+from functools import cache
+from typing import Any, Final, NamedTuple
 
 from o2cc.kernel.boost import Boost, boost_class
 from o2cc.kernel.description import StaticAddress
@@ -22,34 +22,35 @@ CALLER_SAVED_MASK = sum(
 ARGUMENT_REGISTERS = (RDI, RSI, RDX, RCX, 8, 9)
 
 
-class Flow(IntEnum):
-    """How control goes on after an instruction."""
+class Flow:
+    """How control goes on after an instruction. Plain numbers: they are looked up for every instruction, and that of
+    an ``Enum``'s member takes several times as long."""
 
-    NEXT = 0
-    JUMP = 1
-    CONDITIONAL = 2
-    CALL = 3
-    INDIRECT_CALL = 4
-    INDIRECT_JUMP = 5
-    RETURN = 6
-    STOP = 7
+    NEXT: Final = 0
+    JUMP: Final = 1
+    CONDITIONAL: Final = 2
+    CALL: Final = 3
+    INDIRECT_CALL: Final = 4
+    INDIRECT_JUMP: Final = 5
+    RETURN: Final = 6
+    STOP: Final = 7
 
 
-class Effect(IntEnum):
+class Effect:
     """What an instruction does to registers, and the meaning of ``Instruction.effect``'s further items."""
 
-    NONE = 0  # changes only what ``written`` says
-    MOVE = 1  # (to, from)
-    ADDRESS = 2  # (to, base, displacement): to = base + displacement
-    CONSTANT = 3  # (to, number)
-    STATIC = 4  # (to, StaticAddress)
-    ADD = 5  # (to, number): to += number
-    LOAD = 6  # (to, Memory)
-    PUSH = 7  # (from or NO_REGISTER,)
-    POP = 8  # (to or NO_REGISTER,)
-    LEAVE = 9
-    STORE = 10  # (from,): 8 bytes of it go to ``write``
-    ALIGN = 11  # (to, alignment): to &= -alignment
+    NONE: Final = 0  # changes only what ``written`` says
+    MOVE: Final = 1  # (to, from)
+    ADDRESS: Final = 2  # (to, base, displacement): to = base + displacement
+    CONSTANT: Final = 3  # (to, number)
+    STATIC: Final = 4  # (to, StaticAddress)
+    ADD: Final = 5  # (to, number): to += number
+    LOAD: Final = 6  # (to, Memory)
+    PUSH: Final = 7  # (from or NO_REGISTER,)
+    POP: Final = 8  # (to or NO_REGISTER,)
+    LEAVE: Final = 9
+    STORE: Final = 10  # (from,): 8 bytes of it go to ``write``
+    ALIGN: Final = 11  # (to, alignment): to &= -alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,7 @@ class Memory:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """What the linker puts into a field of the code: the address of a place plus ``addend``.
 
     ``address`` is the place's in the common space, None for an import (then ``symbol`` names it).
@@ -78,6 +78,12 @@ class Link:
     addend: int
     relative: bool
     size: int
+
+
+@cache
+def registers_in(mask: int) -> tuple[int, ...]:
+    """The numbers of the registers in a bit mask."""
+    return tuple(register for register in range(16) if mask >> register & 1)
 
 
 class Instruction:
@@ -93,7 +99,7 @@ class Instruction:
     address: int
     length: int
     mnemonic: str
-    flow: Flow
+    flow: int
     target: int | None
     symbol: str | None
     operand: Memory | int | None

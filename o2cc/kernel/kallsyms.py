@@ -57,8 +57,9 @@ class KernelSymbols:
 
     def address(self, name: str) -> int | None:
         """The address of the only symbol of that name; None if there is none or several."""
-        found = self.index.get(name, ())
-        return int(self.addresses[found[0]]) if len(found) == 1 else None
+        if name not in self.name_set or self.names.count(name) > 1:
+            return None
+        return int(self.addresses[self.names.index(name)])
 
     def covering(self, address: int) -> int | None:
         """The position of the last symbol at or below ``address``; None if it lies below all."""

@@ -7,6 +7,7 @@ then it is looked for in ``kernels/RELEASE`` of the cache directory (``$O2C_CACH
 ``~/.cache/o2c``) and in the root file system.
 """
 
+import os
 import re
 import threading
 from contextlib import suppress
@@ -20,12 +21,11 @@ from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.description import KernelFacts
 from o2cc.kernel.elf import ElfFile, read_elf
 from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, failure
-from o2cc.kernel.image import decompress, kernel_image
+from o2cc.kernel.image import MODULE_SUFFIXES, decompress, kernel_image
 from o2cc.kernel.kallsyms import KernelSymbols, read_kallsyms
 from o2cc.kernel.types import kernel_facts
 from o2cc.resources import cache_directory
 
-MODULE_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _VERSION = re.compile(rb"Linux version ([0-9][^ \0]{0,80}) ")
 
 
@@ -131,7 +131,10 @@ class Kernel:
 def module_files(directory: Path) -> list[Path]:
     """All module files below a directory, in order of their paths."""
     return sorted(
-        path for path in directory.rglob("*.ko*") if path.name.endswith(MODULE_SUFFIXES) and path.is_file()
+        Path(folder, name)
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if name.endswith(MODULE_SUFFIXES)
     )
 
 

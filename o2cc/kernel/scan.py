@@ -119,7 +119,7 @@ def _describe_module(
     if not elf.relocatable:
         raise failure(NOT_ELF, "not a kernel module: the file is not relocatable", path)
     info = elf.module_info()
-    release = info.get("vermagic", "").partition(" ")[0]
+    release = elf.release
     if not release:
         raise failure(NOT_ELF, "not a kernel module: it has no version magic", path)
     # Unpacking the kernel leaves the interpreter free meanwhile.

@@ -45,9 +45,7 @@ def read_build_identity(path: str | Path) -> BuildIdentity:
     from o2cc.kernel.kernels import read_module
 
     elf = read_elf(read_module(Path(path)), str(path))
-    info = elf.module_info()
-    release = info.get("vermagic", "").partition(" ")[0]
-    return BuildIdentity(release, elf.build_id, info.get("srcversion", ""))
+    return BuildIdentity(elf.release, elf.build_id, elf.module_info().get("srcversion", ""))
 
 
 def user_descriptions() -> Path:

@@ -16,6 +16,7 @@ code never writes there; that an attacker does not is what the checks of stores 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any
 
 from o2cc.kernel.flow import BasicBlock, Unit, is_ftrace_entry
@@ -31,6 +32,7 @@ from o2cc.kernel.instruction import (
     Flow,
     Instruction,
     Memory,
+    registers_in,
 )
 
 Held = tuple[int, int]
@@ -113,25 +115,23 @@ class ValueAnalysis:
             for successor in block.successors:
                 predecessors[successor].append(block.start)
         exits: dict[int, State] = {}
-        faults: dict[tuple[int, int, int], State] = {}
+        faults: dict[int, dict[tuple[int, int], State]] = {}
         visits: dict[int, int] = {}
         sticky: dict[int, set[object]] = {}
         reached: set[int] = set()
         # A function whose first instruction cannot be decoded has no block at its entry.
-        pending = {
-            block.start for block in unit.blocks.values() if block.external or block.start == unit.entry
-        }
-        roots = pending.copy()
+        roots = {block.start for block in unit.blocks.values() if block.external or block.start == unit.entry}
+        pending = sorted(position[address] for address in roots)
         while True:
             while pending:
-                address = min(pending, key=position.__getitem__)
-                pending.remove(address)
+                place = heappop(pending)
+                if pending and pending[0] == place:
+                    continue
+                address = order[place]
                 reached.add(address)
                 block = unit.blocks[address]
-                incoming = [
-                    exits[source] for source in predecessors[address] if source >= 0 and source in exits
-                ]
-                incoming += [state for (_, _, fixup), state in faults.items() if fixup == address]
+                incoming = [exits[source] for source in predecessors[address] if source in exits]
+                incoming += faults.get(address, {}).values()
                 visits[address] = visits.get(address, 0) + 1
                 kept = sticky.setdefault(address, set()) if visits[address] > _STICKY_AFTER else None
                 start = self._join(address, incoming, address in roots, kept)
@@ -142,10 +142,11 @@ class ValueAnalysis:
                 state = start.copy()
                 self._run(block, state, None)
                 exits[address] = state
-                pending.update(block.successors)
+                for successor in block.successors:
+                    heappush(pending, position[successor])
                 for index, fixup in block.faults:
-                    faults[block.start, index, fixup] = self._fault_state(block, start, index)
-                    pending.add(fixup)
+                    faults.setdefault(fixup, {})[address, index] = self._fault_state(block, start, index)
+                    heappush(pending, position[fixup])
             rest = [address for address in order if address not in reached]
             for address in [address for address in rest if unit.blocks[address].is_padding]:
                 # Bytes between aligned blocks: nothing runs them, so nothing flows out of them.
@@ -156,7 +157,7 @@ class ValueAnalysis:
                 break
             # Code behind calls that do not return, or reached in ways that are not understood.
             roots.add(rest[0])
-            pending.add(rest[0])
+            pending.append(position[rest[0]])
         unreached = [
             address for address in roots if address != unit.entry and not unit.blocks[address].external
         ]
@@ -246,6 +247,11 @@ class ValueAnalysis:
             if flow == Flow.CALL or flow == Flow.INDIRECT_CALL:
                 if not is_ftrace_entry(item):
                     self._call(address, registers, slots)
+            elif kind == Effect.NONE or kind == Effect.STORE:
+                if item.write is not None:
+                    self._write(item, registers, slots)
+                for register in registers_in(item.written):
+                    registers[register] = (number(("unknown", address, register)), 0)
             elif kind == Effect.MOVE:
                 registers[effect[1]] = registers[effect[2]]
             elif kind == Effect.LOAD:
@@ -271,21 +277,9 @@ class ValueAnalysis:
             elif kind == Effect.LEAVE:
                 registers[RSP] = registers[RBP]
                 self._pop(item, RBP, registers, slots)
-            else:
-                if item.write is not None:
-                    self._write(item, registers, slots)
-                written = item.written
-                register = 0
-                while written:
-                    if written & 1:
-                        registers[register] = (number(("unknown", address, register)), 0)
-                    written >>= 1
-                    register += 1
-            changed = clobbers.get(address)
-            if changed:
-                for register in range(16):
-                    if changed >> register & 1:
-                        registers[register] = (number(("unknown", address, 16 + register)), 0)
+            if address in clobbers:
+                for register in registers_in(clobbers[address]):
+                    registers[register] = (number(("unknown", address, 16 + register)), 0)
 
     def _plus(self, held: Held, amount: int) -> Held:
         value, offset = held

@@ -8,7 +8,7 @@ names any place of the code and 0 names none.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
@@ -51,8 +51,7 @@ def section_kind(section: Section, target: Target) -> int:
     return KIND_DATA if declared else 0
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """What the stack walk needs at a place, see ``in_own_frames`` in library/store.ir."""
 
     height: int

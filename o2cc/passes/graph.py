@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from o2cc.kernel.description import Block, Description, Function
 
@@ -12,8 +13,7 @@ Node = tuple[str, int]
 """A block: its function's name and its start."""
 
 
-@dataclass(frozen=True)
-class Edge:
+class Edge(NamedTuple):
     """Control may come from `source`: from its end, or (`at` not None) from before the instruction at that offset,
     which faulted."""
 

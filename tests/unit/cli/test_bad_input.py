@@ -75,6 +75,7 @@ _OUT = ["-o", "out"]
 _COMMANDS = [
     Command("o2cc", o2cc, ".o2c", lambda f: [f, "-k", _RELEASE, *_OUT, "--stats", "figures"]),
     Command("o2cc-kernel", o2cc, ".o2k", lambda f: ["good.o2c", "-k", f, *_OUT, "--stats", "figures"]),
+    Command("o2cc-module", o2cc, ".ko", lambda f: ["good.o2c", "-k", f, *_OUT, "--stats", "figures"]),
     Command("scan", o2c, ".ko", lambda f: ["scan", f, *_OUT]),
     Command("scan-xz", o2c, ".ko.xz", lambda f: ["scan", f, *_OUT]),
     Command("scan-zst", o2c, ".ko.zst", lambda f: ["scan", f, *_OUT]),

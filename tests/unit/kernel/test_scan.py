@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from o2cc.cli.scan import scan, show
-from o2cc.diagnostics import DiagnosticError
+from o2cc.diagnostics import DiagnosticError, SourceFile
+from o2cc.driver import find_description
 from o2cc.kernel import codec
 from o2cc.kernel.builtin import scan_builtin
 from o2cc.kernel.description import Description
@@ -154,6 +155,30 @@ def test_packed_modules_give_the_same_facts(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes(content)
         assert scan_module(path, kernel) == sample(tmp_path)
+
+
+def unpacked_package(directory: Path) -> Path:
+    """The sample module where a kernel's package has it, its kernel as `boot/vmlinuz-RELEASE`; the module's path."""
+    (directory / "boot").mkdir()
+    (directory / "boot" / f"vmlinuz-{RELEASE}").write_bytes(kernel_file())
+    path = directory / "lib" / "modules" / RELEASE / "kernel" / "net" / "sample.ko.xz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(lzma.compress(assemble(MODULE)))
+    return path
+
+
+def test_the_compiler_scans_a_module_that_is_given_as_the_target(tmp_path: Path) -> None:
+    path = unpacked_package(tmp_path)
+    assert find_description("sample", str(path), SourceFile("sample.o2c", "")) == sample(tmp_path)
+
+
+def test_a_module_whose_kernel_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("O2C_CACHE", str(tmp_path / "cache"))
+    path = unpacked_package(tmp_path)
+    (tmp_path / "boot" / f"vmlinuz-{RELEASE}").unlink()
+    with pytest.raises(DiagnosticError) as problem:
+        find_description("sample", str(path), SourceFile("sample.o2c", ""))
+    assert problem.value.diagnostics[0].code == "O2C0421"
 
 
 def test_a_module_of_another_kernel(tmp_path: Path) -> None:
