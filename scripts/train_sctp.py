@@ -5,7 +5,11 @@
 
 Every boot is a fresh VM (tests/vm/machine.py) with another KASLR layout, recorded under each workload of
 tests/vm/guest/object_workloads.py.  Recordings (scripts/recordings.py) stay in --recordings and are not committed;
---keep trains on those that are there without booting anything, after labelling them anew.
+--keep trains on those that are there without booting anything, after labelling them anew.  A trial of the whole way, which
+leaves the shipped tree alone:
+
+    .venv/bin/python -m scripts.train_sctp --boots 2 --kernels 6.1 --workloads sctp forged --seconds 2 \\
+        --recordings DIRECTORY --output DIRECTORY
 
 Classes of the tree: structs of SCTP, what SCTP handles but shares with the rest of the kernel, `payload` for what holds
 data and no struct, and `other`: a policy for SCTP asks of an object whether SCTP may touch it, and not what else it is.
@@ -18,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from o2cc.diagnostics import DiagnosticError
 from o2cc.profile.labels import PAYLOAD
 from o2cc.profile.write import at_most_per_class, profile_rows
 from o2cc.trees.adversary import accepts, accepts_as_text, copied
@@ -37,11 +42,13 @@ from o2cc.trees.train import Options
 from o2cc.trees.train import train as train_tree
 from scripts.fetch_kernels import SERIES, cache_dir, ensure
 from scripts.recordings import Boot, boots_in
+from tests.vm.guest import object_workloads
 from tests.vm.machine import run
 
 PROJECT = Path(__file__).resolve().parents[1]
-TREE = PROJECT / "examples/sctp.tree.json"
-REPORT = PROJECT / "examples/sctp.tree.report.txt"
+OUTPUT = PROJECT / "examples"
+TREE_NAME = "sctp.tree.json"
+REPORT_NAME = "sctp.tree.report.txt"
 OTHER = "other"
 OWN = frozenset(
     {
@@ -80,7 +87,14 @@ PER_CLASS = 150
 """Samples of each label and moment that one recording gives."""
 
 
-def record_boots(directory: Path, boots: int, series: tuple[str, ...], seconds: float, limit: float) -> None:
+def record_boots(
+    directory: Path,
+    boots: int,
+    series: Sequence[str],
+    workloads: Sequence[str],
+    seconds: float,
+    limit: float,
+) -> None:
     """Record ``boots`` boots of each kernel, those that are not there yet.  Exits when a VM fails."""
     for name in series:
         kernel = ensure(name)
@@ -90,7 +104,10 @@ def record_boots(directory: Path, boots: int, series: tuple[str, ...], seconds: 
                 continue
             outcome = run(
                 kernel,
-                [sys.executable, "-m", "scripts.profile_guest", "--seconds", str(seconds)],
+                [
+                    *(sys.executable, "-m", "scripts.profile_guest"),
+                    *("--seconds", str(seconds), "--workloads", *workloads),
+                ],
                 results=results,
                 timeout=limit,
                 on_output=lambda text: print(text, end="", flush=True),
@@ -135,8 +152,10 @@ def profile_of(boots: list[Boot], path: Path) -> Profile:
     return read_profiles([path])
 
 
-def train(profile: Profile, boots: list[Boot], *, families: bool) -> tuple[str, dict[str, object]]:
-    """Train, write the tree, and give back the report as text and as JSON."""
+def train(
+    profile: Profile, boots: list[Boot], path: Path, *, families: bool
+) -> tuple[str, dict[str, object]]:
+    """Train, write the tree to ``path``, and give back the report as text and as JSON."""
     forged = profile.workload == FORGED
     options = Options(
         budget=BUDGET,
@@ -149,7 +168,7 @@ def train(profile: Profile, boots: list[Boot], *, families: bool) -> tuple[str, 
     )
     names = [f"{boot.kernel} {boot.boot}" for boot in boots]
     trained = train_tree(profile.take(~forged), options, names)
-    write_tree(trained.tree, TREE)
+    write_tree(trained.tree, path)
     result = study(trained, own=OWN, least=LEAST_IN_MACRO, seed=options.seed, families=families)
     payload = profile.take(forged & (profile.label == PAYLOAD))
     copies = payload.take(
@@ -174,7 +193,16 @@ def main() -> None:
     parser.add_argument("--kernels", nargs="*", default=list(SERIES))
     parser.add_argument("--seconds", type=float, default=10.0, help="recorded under each workload")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that one boot may take")
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        choices=object_workloads.NAMES,
+        default=list(object_workloads.NAMES),
+        metavar="NAME",
+        help=f"what to record: {', '.join(object_workloads.NAMES)}",
+    )
     parser.add_argument("--recordings", type=Path, default=cache_dir() / "recordings")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory for the tree and its report")
     parser.add_argument("--keep", action="store_true", help="train on the recordings that are there")
     parser.add_argument(
         "--families", action="store_true", help="compare with other models, which takes longer"
@@ -184,7 +212,8 @@ def main() -> None:
         record_boots(
             arguments.recordings,
             arguments.boots,
-            tuple(arguments.kernels),
+            arguments.kernels,
+            arguments.workloads,
             arguments.seconds,
             arguments.limit,
         )
@@ -192,11 +221,16 @@ def main() -> None:
     if not boots:
         sys.exit(f"no recordings in {arguments.recordings}")
     profile = profile_of(boots, arguments.recordings / "sctp-all.parquet")
-    report, document = train(profile, boots, families=arguments.families)
+    tree = arguments.output / TREE_NAME
+    try:
+        text, document = train(profile, boots, tree, families=arguments.families)
+    except DiagnosticError as failure:
+        sys.exit(str(failure))
     head = f"Trained by scripts/train_sctp.py on {len(profile):,} samples of {len(boots)} boots."
-    REPORT.write_text(f"{head}\n\n{report}\n", encoding="utf-8")
+    report = arguments.output / REPORT_NAME
+    report.write_text(f"{head}\n\n{text}\n", encoding="utf-8")
     (arguments.recordings / "report.json").write_text(json.dumps(document, indent=1) + "\n")
-    print(f"{TREE.relative_to(PROJECT)}, {REPORT.relative_to(PROJECT)}")
+    print(f"{tree}, {report}")
 
 
 if __name__ == "__main__":

@@ -229,7 +229,6 @@ class _Checker:
             compartment=self.compartment,
             heap=heap,
             stack=stack,
-            audition=audition,
             strict=strict,
             gates=gates,
             entries=entries,

@@ -2,7 +2,7 @@
 """What a policy needs of the system that enforces it, beyond what an object loaded by itself can do.
 
 The driver refuses a feature that the target of the compilation lacks, or weakens it where it was told to by name.
-Names: ``deny``, ``panic``, ``private heap``, ``private stack``, ``audition``, ``strict probes``.
+Names: ``deny``, ``panic``, ``private heap``, ``private stack``, ``strict probes``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from o2cc.diagnostics import Span
 from o2cc.policy.model import (
     Action,
-    Audition,
     Entry,
     Gate,
     Heap,
@@ -45,7 +44,6 @@ def required_features(
     compartment: nodes.Compartment,
     heap: Heap,
     stack: Stack | None,
-    audition: Audition | None,
     strict: bool,
     gates: tuple[Gate, ...],
     entries: tuple[Entry, ...],
@@ -79,13 +77,6 @@ def required_features(
             "a stack can only be switched by o2c.ko",
             "leave the rule out, or load the policy with o2c.ko",
             stack.span,
-        )
-    if audition is not None:
-        need(
-            "audition",
-            "untracked objects are judged by a decision tree, which must be there at compile time",
-            "give the tree's file, or leave the rule out",
-            audition.span,
         )
     if strict:
         span = next(rule.span for rule in compartment.rules if isinstance(rule, nodes.Probes))

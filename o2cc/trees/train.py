@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from o2cc import __version__
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.trees.dataset import Profile, without_near_duplicates
-from o2cc.trees.decoys import decoys
+from o2cc.trees.decoys import decoys, misfits
 from o2cc.trees.evaluate import precision_lower_bound
 from o2cc.trees.features import extract, feature_set
 from o2cc.trees.importer import Imported, import_estimator, tree_from_arrays
@@ -35,7 +35,7 @@ class Options:
     `budget` is the most BPF instructions of the tree in a policy, features included; `least` the fewest samples of a class that is
     trained at all; `moment` one of alloc, access, free or all; `features` a set of `feature_set`; `search_rows` the
     most samples that a shape is tried on, the final tree is fitted on all.  `guarded` names types, the
-    compartment's own above all, whose size alone shall not convince the tree (`o2cc.trees.decoys`); those that are no
+    compartment's own above all, of which no single feature shall convince the tree (`o2cc.trees.decoys`); those that are no
     class are passed over.
     """
 
@@ -183,15 +183,20 @@ def new_classifier(shape: Shape, seed: int) -> Any:
 
 def fitted_on(samples: Samples, seed: int) -> tuple[Words, NDArray[np.int64], NDArray[np.float64]]:
     """Vectors, classes and weights that a tree is fitted on: the samples, their classes weighted as if all were equally
-    frequent, and decoys, which weigh as much as one class."""
+    frequent, decoys and misfits, which weigh as much as one class each."""
     guarded = np.array([name in samples.guarded for name in samples.classes])
-    made, made_target = decoys(samples.features, samples.vectors, samples.target, guarded, seed)
+    about = samples.features, samples.vectors, samples.target, guarded
+    general = samples.profile.in_general_cache
+    made = [decoys(*about, seed), misfits(*about, general, seed + 1)]
     counts = np.bincount(samples.target, minlength=len(samples.classes))
-    weight = 1.0 / counts[samples.target]
+    weights = [
+        1.0 / counts[samples.target],
+        *(np.full(len(rows), 1.0 / max(len(rows), 1)) for rows, _ in made),
+    ]
     return (
-        np.concatenate([samples.vectors, made]),
-        np.concatenate([samples.target, made_target]),
-        np.concatenate([weight, np.full(len(made), 1.0 / max(len(made), 1))]) * counts.mean(),
+        np.concatenate([samples.vectors, *(rows for rows, _ in made)]),
+        np.concatenate([samples.target, *(target for _, target in made)]),
+        np.concatenate(weights) * counts.mean(),
     )
 
 

@@ -128,33 +128,29 @@ def _inputs(modules: Path) -> Iterator[Path]:
         yield from (PROJECT / directory).rglob(pattern)
 
 
-def sctp_deny_text() -> str:
-    """The SCTP policy with `on violation deny` and a transition that ends when no old object is in use any more."""
+def sctp_audition_text() -> str:
+    """The SCTP policy, whose tree judges old objects, with time for a slow machine."""
+    text = SCTP_POLICY.read_text(encoding="utf-8")
+    assert text.count("at most 60 s") == 1
+    return text.replace("at most 60 s", "at most 900 s")
+
+
+def sctp_text() -> str:
+    """The SCTP policy in its final phase: an older object is not let through, and no content excuses it."""
     text = SCTP_POLICY.read_text(encoding="utf-8")
     assert text.count(_REPORT) == 1
+    text, auditions = re.subn(r"^    audition .*?^    \}$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text, transitions = re.subn(r"^    transition \{.*\}$", "", text, flags=re.MULTILINE)
+    assert (auditions, transitions) == (1, 1)
+    return text
+
+
+def sctp_deny_text() -> str:
+    """The same with `on violation deny` and a transition that ends when no old object is in use any more."""
+    text = sctp_text()
     transition = f"transition {{ until quiescent for {SCTP_QUIET} s, at most 900 s }}"
-    text = re.sub(r"^ *transition \{.*\}$", "", text, flags=re.MULTILINE)
     # Jump-optimized probes lose some of what interrupts allocate, and proper use of it would be denied.
     return text.replace(_REPORT, f"{transition}\n    probes strict\n    on violation deny")
-
-
-_SCTP_AUDITION = """audition "sctp.tree.json" at access, free {
-        require confidence >= 0.99
-        accept own {
-            sctp_association, sctp_bind_bucket, sctp_chunk, sctp_datamsg, sctp_endpoint, sctp_shared_key,
-            sctp_sockaddr_entry, sctp_stream_out_ext, sctp_transport
-        }
-        accept payload "kmalloc-*"
-    }
-    """
-
-
-def sctp_audition_text() -> str:
-    """The SCTP policy with a transition in which its tree judges old objects, those of kmalloc's caches included."""
-    text = SCTP_POLICY.read_text(encoding="utf-8")
-    text = re.sub(r"^ *transition \{.*\}$", "", text, flags=re.MULTILINE)
-    transition = "transition { until quiescent, at most 900 s }"
-    return text.replace(_REPORT, f"{transition}\n    {_SCTP_AUDITION}{_REPORT}")
 
 
 _SOCKET_WHOLE = "struct sctp_sock { whole, "
@@ -189,8 +185,8 @@ def prepare_sctp(kernel: Kernel) -> list[Path]:
     deny = sctp_deny_text()
     private = re.sub(r"heap +tracked", "heap private 64 MiB", deny)
     assert private != deny
-    texts = (SCTP_POLICY.read_text(encoding="utf-8"), deny, private, sctp_audition_text())
-    degrades = (Action.REPORT, None, None, Action.REPORT)
+    texts = (sctp_text(), deny, private, sctp_audition_text())
+    degrades = (Action.REPORT, None, None, None)
     for made, text, degrade in zip(wanted, texts, degrades, strict=True):
         source = SourceFile(str(SCTP_POLICY.relative_to(PROJECT)), _for_kernel(text, kernel))
         options = Options(layout=Layout.SHAPE, degrade=degrade)

@@ -301,7 +301,6 @@ def test_everything_that_needs_more_than_ebpf_is_named() -> None:
         "panic",
         "private heap",
         "private stack",
-        "audition",
         "strict probes",
     ]
     assert policy.heap.limit == 64 << 20

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoys: foreign objects in own sizes, which a tree is fitted on so that size alone convinces it of nothing."""
+"""Decoys and misfits: foreign objects in own sizes, and own ones in foreign sizes, so that neither size nor content alone
+convinces a tree."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from o2cc.trees.decoys import decoys
+from o2cc.trees.decoys import decoys, misfits
 from o2cc.trees.features import WordClass, feature_set
 from o2cc.trees.tree import Feature, FeatureKind, Words
 
@@ -54,3 +55,31 @@ def test_without_own_samples_or_words_there_are_none() -> None:
     sizes = feature_set("size", 3)
     both = vectors([8, 0], [16, 0])
     assert len(decoys(sizes, both, np.array([OWN, FOREIGN]), np.array([True, False]), 1)[0]) == 0
+
+
+def test_a_misfit_has_own_words_and_a_size_that_its_type_never_has() -> None:
+    """Catches misfits in a size that the own type does have, and those made of objects of caches of their own."""
+    objects = vectors(row(8, 1), row(16, 2), row(24, 3), row(24, 7), row(16, 8))
+    target = np.array([OWN, OWN, OWN, FOREIGN, FOREIGN])
+    made, classes = misfits(
+        FEATURES,
+        np.repeat(objects, 20, axis=0),
+        np.repeat(target, 20),
+        np.array([True, False]),
+        np.repeat([True, True, False, True, True], 20),
+        3,
+    )
+    assert len(made), "24 bytes is a size that no own object of kmalloc's caches has"
+    assert set(classes.tolist()) == {FOREIGN}
+    assert {int(misfit[0]) for misfit in made} == {24}
+    first, last = (column(Feature(FeatureKind.LOW, index)) for index in (0, 2))
+    assert {int(misfit[first]) for misfit in made} == {1, 2}, "words of own objects from kmalloc's caches"
+    assert {int(misfit[last]) for misfit in made} == {7}, "continued with the object whose size it has"
+
+
+def test_there_is_no_misfit_where_every_size_is_an_own_one() -> None:
+    both = vectors(row(16, 1), row(16, 2))
+    made, _ = misfits(
+        FEATURES, both, np.array([OWN, FOREIGN]), np.array([True, False]), np.array([True, True]), 1
+    )
+    assert len(made) == 0
