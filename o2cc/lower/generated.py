@@ -39,6 +39,21 @@ def preempt_count(lowering: Lowering) -> ir.Function:
     return ir.Function("preempt_count", ("unused",), code.finish())
 
 
+def per_cpu_cookie(lowering: Lowering) -> ir.Function:
+    """``per_cpu_cookie(address)``: what alloc_percpu gave for an address in the area of this processor, 0 for what
+    cannot be one (include/linux/percpu-defs.h, SHIFT_PERCPU_PTR).
+
+    Cookies count from the start of the first area, which lies in the direct map and below every other one (mm/percpu.c,
+    x86-64): they are in the lower half, where nothing else is tracked (``gain``).
+    """
+    code = Builder()
+    cpu = code.helper(ir.HelperKind.CPU)
+    slot = code.add(code.symbol("__per_cpu_offset"), code.binary(ir.BinaryOperator.SHL, cpu, 3))
+    cookie = code.binary(ir.BinaryOperator.SUB, ir.Value("address"), code.read(8, slot))
+    code.give_back(code.select(code.binary(ir.BinaryOperator.LSHR, cookie, 63), 0, cookie))
+    return ir.Function("per_cpu_cookie", ("address",), code.finish())
+
+
 def resolve_symbols(
     lowering: Lowering, named: Sequence[Instance], targets: Sequence[KernelTarget]
 ) -> tuple[ir.Function, tuple[str, ...]]:

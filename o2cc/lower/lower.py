@@ -137,6 +137,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
     functions = (
         generated.is_slab(lowering),
         generated.preempt_count(lowering),
+        generated.per_cpu_cookie(lowering),
         resolve,
         generated.in_behind(lowering),
         generated.aims_grant(lowering),

@@ -97,6 +97,7 @@ _ARITHMETIC = {
     nodes.BinaryOperator.SHIFT_LEFT: BinaryOperation.SHIFT_LEFT,
     nodes.BinaryOperator.SHIFT_RIGHT: BinaryOperation.SHIFT_RIGHT,
 }
+_VALUE_AT = "value_at"  # no question about memory, but a number in it
 _ARITY = {
     PredicateKind.OWNED: 1,
     PredicateKind.HELD: 1,
@@ -484,6 +485,8 @@ class Checker:
 
     def _predicate(self, node: nodes.FunctionCall) -> Typed | None:
         name = node.function.text
+        if name == _VALUE_AT:
+            return self._value_at(node)
         try:
             kind = PredicateKind(name)
         except ValueError:
@@ -491,7 +494,7 @@ class Checker:
                 "O2C0222",
                 f"unknown predicate `{name}`",
                 node.function.span,
-                help=did_you_mean(name, [kind.value for kind in PredicateKind]),
+                help=did_you_mean(name, [*(kind.value for kind in PredicateKind), _VALUE_AT]),
             )
             return None
         arguments = node.arguments
@@ -515,6 +518,30 @@ class Checker:
                 return None
             operands.append(operand)
         return self._make_predicate(kind, tuple(operands), capability, node.span)
+
+    def _value_at(self, node: nodes.FunctionCall) -> Typed | None:
+        """`value_at(p)`, `value_at(p, n)`: the number behind a pointer, of the size that its type or the policy says."""
+        if not 1 <= len(node.arguments) <= 2:
+            self.report("O2C0222", f"`{_VALUE_AT}` takes a pointer, and a size", node.span)
+            return None
+        pointer = self._address(node.arguments[0])
+        if pointer is None:
+            return None
+        stated = self.constant(node.arguments[1]) if len(node.arguments) == 2 else None
+        if stated is None and len(node.arguments) == 2:
+            return None
+        size = pointer.type.pointee_size if stated is None else stated
+        if size not in (1, 2, 4, 8):
+            if stated is not None or self.context.has_target:
+                self.report(
+                    "O2C0224" if stated is not None else "O2C0220",
+                    f"`{_VALUE_AT}` reads a number of 1, 2, 4 or 8 bytes",
+                    node.span,
+                    help=f"give its size: `{_VALUE_AT}(p, 8)`" if stated is None else None,
+                )
+            return None
+        type_ = ValueType(TypeKind.INTEGER, size=size)
+        return Typed(LoadField(pointer, 0, size, False, type_, f"what `{_VALUE_AT}` reads", node.span))
 
     def _make_predicate(
         self, kind: PredicateKind, operands: tuple[Expr, ...], capability: str | None, span: Span

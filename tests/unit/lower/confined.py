@@ -170,3 +170,20 @@ def offset_of(struct: str, path: str) -> int:
     place = sctp().types.find_field(struct, path)
     assert place is not None, path
     return place.offset
+
+
+def indirect_site(kernel: Confined, kind: ir.SiteKind = ir.SiteKind.INDIRECT_CALL) -> tuple[ir.Site, str]:
+    """A site that goes where a register says, and the register."""
+    for site in kernel.module.sites:
+        register = site.check.removeprefix("target_").removesuffix("_jump")
+        if site.kind is kind and register in ("rax", "rdx", "rcx", "rbx", "r8"):
+            return site, register
+    raise AssertionError("the target has no such site")
+
+
+def call_through_pointer(
+    kernel: Confined, target: str, *arguments: int, kind: ir.SiteKind = ir.SiteKind.INDIRECT_CALL
+) -> list[int]:
+    """Kinds of the reports of a call (or jump) to a kernel function through a pointer."""
+    site, register = indirect_site(kernel, kind)
+    return kernel.kinds(kernel.run(site, *arguments, **{register: kernel.world.function(target)}))

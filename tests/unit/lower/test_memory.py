@@ -17,6 +17,7 @@ from o2cc.simulation.world import PAGE, PAGE_OFFSET, USER, VMEMMAP, World
 from tests.unit.lower.confined import (
     FINAL,
     HELD,
+    LENT,
     OWN,
     RELEASE,
     SECOND,
@@ -425,3 +426,24 @@ def test_bit_strings_are_addressed_as_the_processor_does(size: int, index: int, 
     names = world.machine.rings["events"].definition.fields
     event = outcome.events[0].fields
     assert (event[names.index("address")] - USER - 2**30, event[names.index("size")]) == (distance, size)
+
+
+AREA = 0xFFFF_8880_3D00_0000  # of processor 0
+COOKIE = 0x0000_4080_0000_1000
+
+
+def test_memory_for_each_processor_is_written_through_plain_pointers(kernel: Confined) -> None:
+    """Catches counters that are known by what alloc_percpu gave only (nft_counter_eval takes the address first)."""
+    kernel.world.machine.memory.write_word(kernel.world.machine.symbols["__per_cpu_offset"], AREA)
+    assert kernel.call("gain", COOKIE, 16, OWN, 0) == 1
+    place = (COOKIE + AREA) % (1 << 64)
+    assert kernel.store(place) == kernel.store(place + 8) == "allow"
+    assert kernel.store(place + 16) == kernel.store(place - 8) == "deny"
+
+
+def test_user_memory_that_is_lent_opens_nothing(kernel: Confined) -> None:
+    """Catches a user's pointer that is taken for a cookie: the user would choose the kernel address."""
+    kernel.world.machine.memory.write_word(kernel.world.machine.symbols["__per_cpu_offset"], AREA)
+    kernel.call("gain", COOKIE, 16, HELD | LENT, 0)
+    assert kernel.store((COOKIE + AREA) % (1 << 64)) == "deny"
+    assert kernel.store(COOKIE) == "deny"

@@ -16,7 +16,9 @@ from tests.unit.lower.confined import (
     REQUIREMENT,
     TYPED,
     Confined,
+    call_through_pointer,
     confined,
+    indirect_site,
     offset_of,
     sctp,
 )
@@ -24,46 +26,29 @@ from tests.unit.lower.confined import (
 TARGETS = "icall self, { kfree, memcpy, consume_skb }"
 
 
-def _site(kernel: Confined, kind: ir.SiteKind = ir.SiteKind.INDIRECT_CALL) -> tuple[ir.Site, str]:
-    """A site that goes where a register says, and the register."""
-    for site in kernel.module.sites:
-        register = site.check.removeprefix("target_").removesuffix("_jump")
-        if site.kind is kind and register in ("rax", "rdx", "rcx", "rbx", "r8"):
-            return site, register
-    raise AssertionError("the target has no such site")
-
-
-def _call(
-    kernel: Confined, target: str, *arguments: int, kind: ir.SiteKind = ir.SiteKind.INDIRECT_CALL
-) -> list[int]:
-    """Kinds of the reports of a call (or jump) to a kernel function through a pointer."""
-    site, register = _site(kernel, kind)
-    return kernel.kinds(kernel.run(site, *arguments, **{register: kernel.world.function(target)}))
-
-
 @pytest.mark.parametrize("kind", [ir.SiteKind.INDIRECT_CALL, ir.SiteKind.INDIRECT_JUMP])
 def test_a_pointer_to_kfree_frees_own_objects_only(kind: ir.SiteKind) -> None:
     """Catches an indirect call that is checked as a target only."""
     kernel = confined(targets=TARGETS)
     own, foreign = kernel.object(64, OWN), kernel.object(64)
-    assert _call(kernel, "kfree", own, kind=kind) == []
-    assert _call(kernel, "kfree", foreign, kind=kind) == [FOREIGN_FREE]
-    assert _call(kernel, "kfree", own + 8, kind=kind) == [FOREIGN_FREE]
-    assert _call(kernel, "kfree", 0, kind=kind) == []
+    assert call_through_pointer(kernel, "kfree", own, kind=kind) == []
+    assert call_through_pointer(kernel, "kfree", foreign, kind=kind) == [FOREIGN_FREE]
+    assert call_through_pointer(kernel, "kfree", own + 8, kind=kind) == [FOREIGN_FREE]
+    assert call_through_pointer(kernel, "kfree", 0, kind=kind) == []
 
 
 def test_a_pointer_to_memcpy_copies_into_own_memory_only() -> None:
     kernel = confined(targets=TARGETS)
     own, foreign = kernel.object(64, OWN), kernel.object(64)
-    assert _call(kernel, "memcpy", own, foreign, 64) == []
-    assert _call(kernel, "memcpy", own, foreign, 65) == [REQUIREMENT]
-    assert _call(kernel, "memcpy", foreign, own, 8) == [REQUIREMENT]
+    assert call_through_pointer(kernel, "memcpy", own, foreign, 64) == []
+    assert call_through_pointer(kernel, "memcpy", own, foreign, 65) == [REQUIREMENT]
+    assert call_through_pointer(kernel, "memcpy", foreign, own, 8) == [REQUIREMENT]
 
 
 def test_own_functions_take_what_they_are_given() -> None:
     """Catches a gate that is asked for another target's sake."""
     kernel = confined(targets=TARGETS)
-    site, register = _site(kernel)
+    site, register = indirect_site(kernel)
     taken = next(f.name for f in sctp().functions if f.address_taken and not f.initial)
     foreign = kernel.object(64)
     assert kernel.kinds(kernel.run(site, foreign, **{register: kernel.world.function(taken)})) == []
@@ -77,9 +62,9 @@ def test_a_packet_handed_over_through_a_pointer_is_held_no_longer() -> None:
     kernel = confined(targets=TARGETS)
     packet = _packet(kernel)
     assert kernel.store(packet) == "allow"
-    assert _call(kernel, "consume_skb", packet) == []
+    assert call_through_pointer(kernel, "consume_skb", packet) == []
     assert kernel.store(packet) == "deny"
-    assert _call(kernel, "consume_skb", packet) == [REQUIREMENT]
+    assert call_through_pointer(kernel, "consume_skb", packet) == [REQUIREMENT]
 
 
 def test_a_tail_jump_keeps_what_an_entry_was_lent() -> None:
@@ -90,7 +75,7 @@ def test_a_tail_jump_keeps_what_an_entry_was_lent() -> None:
     back = kernel.site("sctp_wfree", ir.SiteKind.RETURN)
     kernel.run(entry, packet)
     assert kernel.store(packet) == "allow"
-    assert _call(kernel, "kfree", 0, kind=ir.SiteKind.INDIRECT_JUMP) == []
+    assert call_through_pointer(kernel, "kfree", 0, kind=ir.SiteKind.INDIRECT_JUMP) == []
     kernel.run(back, rsp=STACK_POINTER + 8)
     assert kernel.store(packet) == "deny"
 
@@ -98,7 +83,7 @@ def test_a_tail_jump_keeps_what_an_entry_was_lent() -> None:
 def test_a_call_whose_arguments_are_lost_is_reported() -> None:
     """Catches a full map that lets a call through unseen."""
     kernel = confined(targets=TARGETS)
-    site, _ = _site(kernel)
+    site, _ = indirect_site(kernel)
     number = target_gates(kernel.policy)["kfree"]
     outcome = kernel.world.interpreter.run_function(
         "check_arguments", number, site.number, STACK_POINTER, 0, 0
@@ -112,7 +97,7 @@ def test_members_of_other_modules_tables_are_asked_by_type() -> None:
     (tables,) = kernel.lowered.ops_targets
     gates = dict(tables.gates)
     assert "enqueue" in gates, gates
-    site, register = _site(kernel)
+    site, register = indirect_site(kernel)
     scopes = kernel.world.machine.tables["sites"].load(site.number, "scopes")
     target = 0xFFFF_FFFF_C100_0000
     kernel.world.machine.maps["call_targets"].update((target,), (scopes, gates["enqueue"]))

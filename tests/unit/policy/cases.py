@@ -101,6 +101,8 @@ CASES: dict[str, str] = {
     "transition_without_unit": compartment("transition { at most 60 B }"),
     "heap_in_seconds": compartment("heap private 64 s"),
     "predicate_unknown": compartment("gate send(sk, skb) { require hold(skb) }"),
+    "value_at_struct": compartment("gate send(sk, skb) { require value_at(skb) == 1 }"),
+    "value_at_three_bytes": compartment("gate send(sk, skb) { require value_at(skb, 3) == 1 }"),
     "predicate_arity": compartment("gate send(sk, skb) { require writable(skb) }"),
     "not_a_constant": compartment("gate send(sk, skb) { on deny return skb.len }"),
     "number_too_large": compartment("gate send(sk, skb) { require skb.len <= 0xffffffffffffffff * 2 }"),

@@ -101,8 +101,11 @@ class Netfilter:
     ) -> None:
         """A table with a set of ports, a base chain on LOCAL_OUT, and a rule that counts packets to these ports."""
         members = [_member(port) for port in ports]
-        if kind == INTERVALS:  # each with the first port behind it
-            members += [_member(port + 1, _number(3, _INTERVAL_END)) for port in ports]
+        if (
+            kind == INTERVALS
+        ):  # each followed by the first port behind it: an interval must be closed before the next
+            ends = [_member(port + 1, _number(3, _INTERVAL_END)) for port in ports]
+            members = [member for pair in zip(members, ends, strict=True) for member in pair]
         key = _number(3, kind) + _number(4, _TYPE_PORT) + _number(5, 2)
         expressions = (
             # payload load 2 bytes at transport header + 2 (destination port) to register 1; look up; count
