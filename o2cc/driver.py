@@ -2,7 +2,7 @@
 """Compiles a policy for the command line: finds modules and the description of the target, and does the reading.
 
 Codes: O2C0910 no description of the target, O2C0911 a compartment of several modules, O2C0912 an action that an
-object by itself cannot carry out.
+object by itself cannot carry out, O2C0913 a kernel that nobody asked for, O2C0914 a policy without a compartment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from o2cc.compiler import (
     statistics,
     tree_path_of,
 )
-from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error, warning
+from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error, note, warning
 from o2cc.ir.printer import print_module
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
@@ -48,23 +48,22 @@ _WITHOUT_MODULE = frozenset({"report", "kill"})
 def find_description(target: str, kernel: str | None, policy: SourceFile) -> Description:
     """The description that ``--kernel`` means.
 
-    The path of a description is read, that of a module (``.ko``, also packed) scanned.  A release is looked for among the user's descriptions, then the bundled ones.  Without either
-    the running kernel's is taken if there is one, else the newest bundled one.  Raises DiagnosticError: O2C0910, and
-    what reading or scanning raises.
+    The path of a description is read, that of a module (``.ko``, also packed) scanned.  A release is looked for among
+    the user's descriptions, then the bundled ones.  Without either the running kernel's is taken if there is one, else
+    the newest bundled one.  Raises DiagnosticError: O2C0910, and what reading or scanning raises.
     """
     module = _module_file(kernel)
     if module is not None:
         return module.describe()
-    if kernel is not None and (kernel.endswith(".o2k") or os.sep in kernel):
+    if kernel is not None and (kernel.endswith(".o2k") or os.sep in kernel or os.path.isfile(kernel)):
         return store.load(kernel)
-    releases = [kernel] if kernel is not None else [os.uname().release]
-    for release in releases:
-        own = store.user_descriptions() / release / f"{target}.o2k"
-        if own.is_file():
-            return store.load(own)
-        bundled = store.bundled(target, release)
-        if bundled:
-            return store.load(bundled[-1])
+    release = kernel if kernel is not None else os.uname().release
+    own = store.user_descriptions() / release / f"{target}.o2k"
+    if own.is_file():
+        return store.load(own)
+    bundled = store.bundled(target, release)
+    if bundled:
+        return store.load(bundled[-1])
     known = store.bundled(target)
     if kernel is None and known:
         return store.load(known[0])
@@ -89,10 +88,25 @@ def _module_file(kernel: str | None) -> ModuleFile | None:
     return open_module_file(kernel)
 
 
+def fallback_note(description: Description, kernel: str | None, policy: SourceFile) -> tuple[Diagnostic, ...]:
+    """Says so where `find_description` took a kernel that is neither asked for nor running: nobody would expect it."""
+    running = os.uname().release
+    if kernel is not None or description.release == running:
+        return ()
+    return (
+        note(
+            "O2C0913",
+            f"this is for kernel `{description.release}`, while this machine runs `{running}`",
+            path=policy.name,
+            help="say which kernel with `--kernel`; `o2c scan` describes others",
+        ),
+    )
+
+
 def target_of(parsed: ParsedModule) -> str:
     """The name of the description that a policy needs: its module, or its compartment's name for built-in code.
 
-    Raises DiagnosticError (O2C0911) for several modules.
+    Raises DiagnosticError: O2C0911 for several modules, O2C0914 where there is no compartment.
     """
     modules = modules_of(parsed)
     if len(modules) > 1:
@@ -109,7 +123,14 @@ def target_of(parsed: ParsedModule) -> str:
     for item in parsed.file.items:
         if isinstance(item, syntax.Compartment):
             return item.name.text
-    return "policy"
+    raise DiagnosticError(
+        error(
+            "O2C0914",
+            "the policy has no compartment",
+            path=parsed.source.name,
+            help='write `compartment NAME { code modules "NAME" ... }`',
+        )
+    )
 
 
 def compile_source(
@@ -132,7 +153,7 @@ def compile_source(
         with watch.stage("tree"):
             inner = replace(inner, tree=read_tree((directory or Path()) / tree_path))
     compiled = compile_module(parsed, description, resolve, inner, watch)
-    return compiled, compiled.warnings
+    return compiled, (*fallback_note(description, options.kernel, source), *compiled.warnings)
 
 
 def compile_policy(source: SourceFile, options: CompileOptions) -> CompilationResult:

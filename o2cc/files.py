@@ -90,6 +90,8 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     name = os.fspath(path)
     content = data.encode("utf-8") if isinstance(data, str) else data
     try:
+        if name.endswith(os.sep):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         mode = os.stat(name).st_mode if os.path.exists(name) else None
         if mode is not None and not stat.S_ISREG(mode):
             _write_directly(name, content)
@@ -102,6 +104,23 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         raise DiagnosticError(
             error("O2C0905", f"cannot write `{name}`: {_reason(problem)}", path=name)
         ) from None
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise now (O2C0905) what `write_atomic` would raise at the end of a long run: a missing or forbidden place."""
+    name = os.fspath(path)
+    directory = os.path.dirname(os.path.realpath(name))
+    if name.endswith(os.sep) or os.path.isdir(name):
+        reason = errno.EISDIR
+    elif not os.path.isdir(directory):
+        reason = errno.ENOENT
+    elif not os.path.exists(name) and not os.access(directory, os.W_OK | os.X_OK):
+        reason = errno.EACCES
+    else:
+        return
+    raise DiagnosticError(
+        error("O2C0905", f"cannot write `{name}`: {os.strerror(reason).lower()}", path=name)
+    )
 
 
 def _write_directly(name: str, content: bytes) -> None:

@@ -16,12 +16,13 @@ standard error, and the exit status is 1 if any of it is an error, else what the
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec, TypeGuard
 
 import click
 
@@ -159,10 +160,24 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
         reporter.extend(problem.diagnostics)
         return reporter.finish()
     except Exception as problem:  # the last resort: shown as our bug, see below
+        if _is_full_output(problem):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
+            full = error("O2C0905", f"cannot write the standard output: {str(problem.strerror).lower()}")
+            write_diagnostics((full,), {}, ErrorFormat.TEXT, sys.stderr)
+            return EXIT_ERRORS
         if os.environ.get("O2C_DEBUG"):
             traceback.print_exc()
         write_diagnostics((internal_error(program, problem),), {}, ErrorFormat.TEXT, sys.stderr)
         return EXIT_INTERNAL
+
+
+def _is_full_output(problem: Exception) -> TypeGuard[OSError]:
+    """Whether a write to an open stream failed for want of space; what names a file is told where it is written."""
+    return (
+        isinstance(problem, OSError)
+        and problem.filename is None
+        and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+    )
 
 
 def internal_error(program: str, problem: BaseException) -> Diagnostic:

@@ -32,7 +32,7 @@ def explain(reporter: Reporter, place: str, file: str, kernel: str | None) -> No
     """
     where = parse_place(place) if "+" in place else None
     source = reporter.read_source(file)
-    known = _module(source) if file.endswith(".ir") else _policy(source, kernel)
+    known = _module(source) if file.endswith(".ir") else _policy(reporter, source, kernel)
     if where is None:
         told = explain_function(known.module, place, known.unchecked)
     else:
@@ -56,12 +56,13 @@ def _module(source: SourceFile) -> _Known:
     return _Known(module, readable_sources(module), {}, None)
 
 
-def _policy(source: SourceFile, kernel: str | None) -> _Known:
+def _policy(reporter: Reporter, source: SourceFile, kernel: str | None) -> _Known:
     from o2cc.compiler import Options, Stopwatch  # late: a module in text form needs none of it
-    from o2cc.driver import compile_source
+    from o2cc.driver import compile_source, fallback_note
     from o2cc.options import CompileOptions
 
     compiled, _ = compile_source(source, CompileOptions(kernel=kernel), Options(), Stopwatch())
+    reporter.extend(fallback_note(compiled.description, kernel, source))
     return _Known(
         compiled.module,
         {name: SourceFile(name, text) for name, text in compiled.sources.items()},

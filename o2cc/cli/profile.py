@@ -13,6 +13,7 @@ import pyarrow  # noqa: F401  (here, so that a missing package is told before an
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error, warning
+from o2cc.files import require_writable
 from o2cc.profile.compartment import module_sections, own_bounds
 from o2cc.profile.labels import share
 from o2cc.profile.record import (
@@ -56,6 +57,7 @@ def profile(
     Objects are chosen when they are allocated, fewer and fewer of a site that allocates much, and read while in use
     and when they are freed. Needs root. What was lost is said. `o2c train` takes the file.
     """
+    require_writable(output)  # before minutes of recording
     kernel = running_btf()
     program = running_program(kernel, per_site=per_class)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -26,17 +26,18 @@ def test(reporter: Reporter, policy: str, kernel: str | None, only: str | None, 
     """
     from o2cc.compiler import Options, Stopwatch  # late, for a fast `--help`
     from o2cc.diagnostics import DiagnosticError, error
-    from o2cc.driver import compile_source
+    from o2cc.driver import compile_source, fallback_note
     from o2cc.options import CompileOptions
     from o2cc.simulation.policy_tests import run_tests
 
     source = reporter.read_source(policy)
     compiled, _ = compile_source(source, CompileOptions(kernel=kernel), Options(passes=()), Stopwatch())
-    results = [
-        result
-        for result in run_tests(compiled.policy, compiled.description, compiled.module)
-        if only is None or only in result.name
-    ]
+    reporter.extend(fallback_note(compiled.description, kernel, source))
+    every = tuple(run_tests(compiled.policy, compiled.description, compiled.module))
+    results = [result for result in every if only is None or only in result.name]
+    if every and not results:
+        names = tuple(f"there is: {result.name}" for result in every)
+        raise DiagnosticError(error("O2C0272", f"no test's name contains `{only}`", path=policy, notes=names))
     if not results:
         raise DiagnosticError(
             error(

@@ -12,7 +12,7 @@ import sklearn  # noqa: F401
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.files import write_atomic
+from o2cc.files import require_writable, write_atomic
 from o2cc.trees.dataset import MOMENTS, read_profiles
 from o2cc.trees.file import write_tree
 from o2cc.trees.report import report_as_text, write_plots
@@ -87,6 +87,7 @@ def train(
     Depth, leaves and features are chosen by cross-validation over boots, within the budget. The report tells
     how well the tree does on boots, workloads and kernels that it has not seen.
     """
+    require_writable(output)  # before the training
     options = Options(
         features=features, moment=moment, budget=budget, least=least, seed=seed, guarded=frozenset(own)
     )

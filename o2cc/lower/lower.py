@@ -197,10 +197,13 @@ def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ..
         by_reason: dict[str, int] = {}
         for place in lowering.unchecked:
             by_reason[place.reason] = by_reason.get(place.reason, 0) + 1
+        count = len(lowering.unchecked)
         found.append(
             warning(
                 "O2C0521",
-                f"{len(lowering.unchecked)} places need a decision and cannot carry a probe",
+                "1 place needs a decision and cannot carry a probe"
+                if count == 1
+                else f"{count:,} places need a decision and cannot carry a probe",
                 lowering.policy.span,
                 notes=tuple(f"{count}: {reason}" for reason, count in sorted(by_reason.items())),
                 help="`o2c explain FUNCTION+OFFSET` tells which; what they do is not checked",

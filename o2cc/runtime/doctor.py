@@ -202,7 +202,7 @@ def _module_findings(facts: Facts) -> Iterator[Finding]:
             Grade.NOTE,
             "kernel text",
             "/proc/kcore cannot be read, which enforcement needs",
-            "boot without lockdown",
+            "boot without lockdown" if facts.lockdown else "boot a kernel that has CONFIG_PROC_KCORE",
         )
 
 

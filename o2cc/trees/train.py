@@ -131,7 +131,7 @@ def prepare(profile: Profile, options: Options) -> tuple[Samples, tuple[Diagnost
             error(
                 "O2C0722",
                 f"the profiles hold {what} with at least {options.least} different samples",
-                help="a tree tells classes apart: profile objects of two types or more",
+                help="profile objects of two types or more, for longer; `--least` accepts fewer samples",
             )
         )
     if options.features == "raw" and not profile.words_known:

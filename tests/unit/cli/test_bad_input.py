@@ -136,7 +136,7 @@ def test_a_diagnostic_names_the_file(
     assert took < 10
 
 
-@pytest.mark.parametrize("output", ["", "missing/out", "good.o2k/out", "directory", "a\0b"])
+@pytest.mark.parametrize("output", ["", "missing/out", "good.o2k/out", "directory", "new/", "a\0b"])
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [

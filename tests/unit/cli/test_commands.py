@@ -196,6 +196,15 @@ def test_broken_pipe_is_quiet(here: Path) -> None:
     assert result.stderr == ""
 
 
+def test_full_disk_behind_the_standard_output() -> None:
+    command = [sys.executable, "-m", "o2cc.cli.o2cc", "--explain", "all"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert "error[O2C0905]: cannot write the standard output: no space left on device" in result.stderr
+    assert "O2C0999" not in result.stderr
+
+
 def test_interrupt(here: Path) -> None:
     program = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
     code = (
