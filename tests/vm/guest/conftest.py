@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from o2cc.runtime.enforcer_types import Site
 from tests.vm.guest.enforcer_support import Forms, Shadow, Verdicts, load_module
+from tests.vm.guest.heap_support import heap_sites
+from tests.vm.guest.victim_support import Victim
 from tests.vm.machine import VM_MARK
 from tests.vm.report import REPORT_NAME
 from tests.vm.splats import parse_kmsg, splats
@@ -27,6 +30,20 @@ def forms() -> Iterator[Forms]:
     """o2c.ko and the device that runs every form of instruction (tests/kernel/forms)."""
     load_module("o2c")
     device = Forms()
+    yield device
+    device.close()
+
+
+@pytest.fixture(scope="module")
+def sites(forms: Forms) -> list[Site]:
+    """The calls to allocators in the forms' module, as sites of a private heap."""
+    return heap_sites(forms)
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Victim]:
+    """The device of tests/kernel/victim."""
+    device = Victim()
     yield device
     device.close()
 

@@ -12,7 +12,6 @@ import errno
 import os
 import struct
 import subprocess
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -436,14 +435,3 @@ def text_of(form: Form, length: int = 16) -> bytes:
         return bytes(info.bytes)[:length]
     finally:
         os.close(descriptor)
-
-
-def wait_until(condition: object, seconds: float = 20.0) -> bool:
-    """Poll a callable."""
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return bool(condition())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 from enum import IntEnum
+from functools import cache
 from pathlib import Path
 
 from iced_x86 import Code, Decoder
@@ -157,6 +158,7 @@ def heap_sites(forms: Forms) -> list[Site]:
     return [_heap_site(forms, operation, symbols) for operation in Operation if operation < Operation.KFREE]
 
 
+@cache
 def kernel_fields() -> dict[str, int]:
     """Offsets of members of struct kmem_cache, from the bundled description, else from the kernel's own types."""
     if paths := store.bundled("sctp", os.uname().release):
@@ -178,6 +180,18 @@ def slot(size: int) -> int:
     return OWNER + max(4, (size + FREE_POINTER - 1).bit_length())
 
 
+def give_heap(enforcer: Enforcer, shadow: Shadow, limit: int = LIMIT) -> str:
+    """A private heap for a compartment that has the shadow's program; the prefix of its caches' names."""
+    fields = kernel_fields()
+    return enforcer.heap(
+        shadow.id,
+        OWNER,
+        limit,
+        ctor_offset=fields["kmem_cache.ctor"],
+        flags_offset=fields["kmem_cache.flags"],
+    )
+
+
 def load(
     enforcer: Enforcer,
     shadow: Shadow,
@@ -190,14 +204,7 @@ def load(
     """Create a compartment with a private heap and commit it; the prefix of its caches' names."""
     enforcer.create(name, keep=keep)
     enforcer.program(shadow.program)
-    fields = kernel_fields()
-    prefix = enforcer.heap(
-        shadow.id,
-        OWNER,
-        limit,
-        ctor_offset=fields["kmem_cache.ctor"],
-        flags_offset=fields["kmem_cache.flags"],
-    )
+    prefix = give_heap(enforcer, shadow, limit)
     enforcer.attach(sites)
     enforcer.commit()
     return prefix

@@ -37,18 +37,11 @@ from tests.vm.guest.victim_support import (
     settled,
     status_of,
     unload_all,
-    wait_until,
 )
+from tests.vm.guest.waiting import wait_until
 from tests.vm.policies import POLICY, guest_description, guest_object
 
 PENDING_TIMER, OLD_OBJECT, OLD_FOREIGN = 17, 18, 19
-
-
-@pytest.fixture(scope="module")
-def victim() -> Iterator[Victim]:
-    found = Victim()
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module", params=[Layout.SHAPE, Layout.SITE], ids=str)

@@ -27,8 +27,8 @@ from tests.vm.guest.enforcer_support import (
     Verdicts,
     start_state,
     text_of,
-    wait_until,
 )
+from tests.vm.guest.waiting import wait_until
 
 NOT_A_WRITE_BY_MEMORY = ("mov_rsp", "mov_gs", "add_gs")
 RESULT = -13

@@ -7,14 +7,12 @@ What the shadow says must be true at all times: nobody else gets a page while it
 from __future__ import annotations
 
 import os
-import threading
+from functools import partial
 from pathlib import Path
-
-import pytest
 
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import Feature, Site
-from tests.vm.guest.enforcer_support import Forms, Shadow, wait_until
+from tests.vm.guest.enforcer_support import Forms, Shadow
 from tests.vm.guest.heap_support import (
     CACHE_SIZE,
     OWNER,
@@ -22,17 +20,12 @@ from tests.vm.guest.heap_support import (
     FormAlloc,
     Operation,
     allocate,
-    heap_sites,
     load,
     slot,
 )
+from tests.vm.guest.waiting import meanwhile, wait_until
 
 ORDER_SIZES = (8193, 20000, 64 << 10, 300_000)
-
-
-@pytest.fixture(scope="module")
-def sites(forms: Forms) -> list[Site]:
-    return heap_sites(forms)
 
 
 def frames(block: FormAlloc, length: int) -> range:
@@ -185,29 +178,17 @@ def test_pages_on_all_cpus_while_loading_and_unloading(
 ) -> None:
     """The module's churn fills each block and finds it unchanged: no block is with two owners."""
     wrong: list[int] = []
-    stop = threading.Event()
 
     def churn(operation: Operation) -> None:
-        while not stop.is_set():
-            wrong.append(allocate(forms, operation, pointer=500).result)
+        wrong.append(allocate(forms, operation, pointer=500).result)
 
-    threads = [
-        threading.Thread(target=churn, args=(operation,))
-        for operation in (Operation.CHURN_PAGES, Operation.CHURN)
-        for _ in range(os.cpu_count() or 1)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
+    operations = (Operation.CHURN_PAGES, Operation.CHURN) * (os.cpu_count() or 1)
+    with meanwhile([partial(churn, operation) for operation in operations]):
         for _ in range(2):
             with Enforcer() as enforcer:
                 load(enforcer, shadow, sites)
                 assert wait_until(lambda: enforcer.heap_stats().allocations > 300)
                 assert OWNER in shadow.values()
             assert shadow.owned() == 0
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     assert wrong
     assert not any(wrong)

@@ -13,24 +13,12 @@ import pytest
 
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import DrainState, EnforcerError, Site
-from tests.vm.guest.enforcer_support import (
-    Forms,
-    Shadow,
-    Verdicts,
-    start_state,
-    text_of,
-    unload_module,
-    wait_until,
-)
-from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, heap_sites, kernel_fields
+from tests.vm.guest.enforcer_support import Forms, Shadow, Verdicts, start_state, text_of, unload_module
+from tests.vm.guest.heap_support import Operation, allocate, give_heap
+from tests.vm.guest.waiting import wait_until
 
 NAME = "drained"
 STORE = "mov_64"
-
-
-@pytest.fixture(scope="module")
-def sites(forms: Forms) -> list[Site]:
-    return heap_sites(forms)
 
 
 @pytest.fixture
@@ -45,14 +33,7 @@ def setup(
         enforcer.create(NAME, module="o2c_forms", keep=keep)
         enforcer.program(shadow.program)
         program = enforcer.program(verdicts.program)
-        fields = kernel_fields()
-        enforcer.heap(
-            shadow.id,
-            OWNER,
-            LIMIT,
-            ctor_offset=fields["kmem_cache.ctor"],
-            flags_offset=fields["kmem_cache.flags"],
-        )
+        give_heap(enforcer, shadow)
         enforcer.attach([*sites, form.site(program)])
         enforcer.commit()
 

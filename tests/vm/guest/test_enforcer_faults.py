@@ -16,16 +16,9 @@ import pytest
 
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import EnforcerError, Site
-from tests.vm.guest.enforcer_support import (
-    Forms,
-    Shadow,
-    Verdicts,
-    load_module,
-    start_state,
-    text_of,
-    wait_until,
-)
-from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, heap_sites, kernel_fields
+from tests.vm.guest.enforcer_support import Forms, Shadow, Verdicts, load_module, start_state, text_of
+from tests.vm.guest.heap_support import OWNER, Operation, allocate, give_heap, kernel_fields, load
+from tests.vm.guest.waiting import wait_until
 
 FAIL_NTH = Path("/proc/thread-self/fail-nth")
 FAULTS = Path("/sys/kernel/debug")
@@ -60,10 +53,6 @@ if FAIL_NTH.exists():
         program.close()
 
     @pytest.fixture(scope="module")
-    def sites(forms: Forms) -> list[Site]:
-        return heap_sites(forms)
-
-    @pytest.fixture(scope="module")
     def faults(forms: Forms) -> Iterator[int]:
         """An open file: opening it while a fault is due would meet that."""
         descriptor = os.open(FAIL_NTH, os.O_RDWR)
@@ -85,7 +74,7 @@ if FAIL_NTH.exists():
         forms: Forms, shadow: Shadow, verdicts: Verdicts, sites: list[Site], faults: int
     ) -> None:
         form = forms.all[STORE]
-        fields = kernel_fields()
+        kernel_fields()  # reads files, which must not fail
         numbers: set[int] = set()
         verdicts.set(form.number, 1)
         before, pointers = start_state(form)
@@ -96,13 +85,7 @@ if FAIL_NTH.exists():
                     enforcer.create("faults", module="o2c_forms")
                     enforcer.program(shadow.program)
                     program = enforcer.program(verdicts.program)
-                    enforcer.heap(
-                        shadow.id,
-                        OWNER,
-                        LIMIT,
-                        ctor_offset=fields["kmem_cache.ctor"],
-                        flags_offset=fields["kmem_cache.flags"],
-                    )
+                    give_heap(enforcer, shadow)
                     enforcer.attach([*sites, form.site(program)])
                     enforcer.commit()
                 except EnforcerError as error:
@@ -124,20 +107,11 @@ if FAIL_NTH.exists():
         assert numbers <= {errno.ENOMEM, errno.EOPNOTSUPP, errno.ENOSPC}, numbers
 
     @pytest.mark.timeout(900)
-    def test_private_allocations_survive_failed_ones(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
-        fields = kernel_fields()
+    def test_private_allocations_survive_failed_ones(
+        forms: Forms, shadow: Shadow, sites: list[Site], faults: int
+    ) -> None:
         with Enforcer() as enforcer:
-            enforcer.create("faults")
-            enforcer.program(shadow.program)
-            enforcer.heap(
-                shadow.id,
-                OWNER,
-                LIMIT,
-                ctor_offset=fields["kmem_cache.ctor"],
-                flags_offset=fields["kmem_cache.flags"],
-            )
-            enforcer.attach(sites)
-            enforcer.commit()
+            load(enforcer, shadow, sites, name="faults")
             none, some = 0, 0
             for operation in (Operation.KMALLOC, Operation.KVMALLOC, Operation.PAGES_ADDRESS):
                 for size in (0, 1, 2) if operation is Operation.PAGES_ADDRESS else (64, 2000, 20_000):

@@ -6,19 +6,13 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import threading
 from pathlib import Path
 
 import pytest
 
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import FREE_POINTER, EnforcerError, Reason, Site
-from tests.vm.guest.enforcer_support import (
-    Forms,
-    Shadow,
-    unload_module,
-    wait_until,
-)
+from tests.vm.guest.enforcer_support import Forms, Shadow, unload_module
 from tests.vm.guest.heap_support import (
     CACHE_SIZE,
     CONSTANT_SIZE,
@@ -26,15 +20,10 @@ from tests.vm.guest.heap_support import (
     OWNER,
     Operation,
     allocate,
-    heap_sites,
     load,
     slot,
 )
-
-
-@pytest.fixture
-def sites(forms: Forms) -> list[Site]:
-    return heap_sites(forms)
+from tests.vm.guest.waiting import meanwhile, wait_until
 
 
 def test_allocations_are_owned_and_can_be_freed_by_anybody(
@@ -156,26 +145,17 @@ def test_allocating_on_all_cpus_while_loading_and_unloading(
     forms: Forms, shadow: Shadow, sites: list[Site]
 ) -> None:
     wrong: list[int] = []
-    stop = threading.Event()
 
     def churn() -> None:
-        while not stop.is_set():
-            wrong.append(allocate(forms, Operation.CHURN, pointer=3000).result)
+        wrong.append(allocate(forms, Operation.CHURN, pointer=3000).result)
 
-    threads = [threading.Thread(target=churn) for _ in range((os.cpu_count() or 1) + 1)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile([churn] * ((os.cpu_count() or 1) + 1)):
         for _ in range(4):
             with Enforcer() as enforcer:
                 load(enforcer, shadow, sites)
                 assert wait_until(lambda: enforcer.heap_stats().allocations > 200)
                 assert wait_until(lambda: shadow.owned() * 4096 == enforcer.heap_stats().bytes)
             assert shadow.owned() == 0
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     assert wrong
     assert not any(wrong)
     assert wait_until(lambda: not list(Path("/sys/kernel/slab").glob("o2c-*-*")))

@@ -16,8 +16,9 @@ import pytest
 
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import NO_REGISTER, EnforcerError, HeapOperation, Reason, Site
-from tests.vm.guest.enforcer_support import Forms, Shadow, wait_until
-from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, heap_sites, load
+from tests.vm.guest.enforcer_support import Forms, Shadow
+from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, load
+from tests.vm.guest.waiting import wait_until
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PROGRAM, _ATTACH, _COMMIT, _DETACH, _HEAP, _HEAP_STATS, _DRAIN = 3, 4, 5, 8, 9, 10, 11
@@ -28,11 +29,6 @@ _DIRECTIONS = {1: 1, _COMMIT: 0, _DETACH: 0, _HEAP_STATS: 2}
 def _request(number: int, size: int | None = None) -> int:
     length = _SIZES[number] if size is None else size
     return _DIRECTIONS.get(number, 3) << 30 | length << 16 | 0xC2 << 8 | number
-
-
-@pytest.fixture(scope="module")
-def sites(forms: Forms) -> list[Site]:
-    return heap_sites(forms)
 
 
 def test_operations_that_do_not_fit_are_refused(shadow: Shadow, sites: list[Site]) -> None:

@@ -27,9 +27,9 @@ from tests.vm.guest.enforcer_support import (
     socket_filter,
     start_state,
     text_of,
-    wait_until,
 )
 from tests.vm.guest.heap_support import Operation, allocate, heap_sites
+from tests.vm.guest.waiting import wait_until
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from tests.vm.guest.enforcer_support import (
     start_state,
     text_of,
     unload_module,
-    wait_until,
 )
+from tests.vm.guest.waiting import wait_until
 
 
 def deny_all(

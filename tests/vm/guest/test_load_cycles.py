@@ -23,16 +23,8 @@ from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.plan import tracking_sites
 from tests.vm.guest.enforcer_support import load_module, unload_module
-from tests.vm.guest.victim_support import (
-    NAME,
-    PROPER,
-    Footprint,
-    Victim,
-    footprint,
-    settled,
-    unload_all,
-    wait_until,
-)
+from tests.vm.guest.victim_support import NAME, PROPER, Footprint, Victim, footprint, settled, unload_all
+from tests.vm.guest.waiting import wait_until
 from tests.vm.policies import guest_object
 
 POLICY = "transition-deny"

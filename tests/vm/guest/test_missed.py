@@ -18,7 +18,7 @@ from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import Action, OnMissed, State
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.status import gather
-from tests.vm.guest.enforcer_support import Forms, Verdicts, load_module, start_state, wait_until
+from tests.vm.guest.enforcer_support import Forms, Verdicts, load_module, start_state
 from tests.vm.guest.victim_support import (
     NAME,
     PROPER,
@@ -30,6 +30,7 @@ from tests.vm.guest.victim_support import (
     status_of,
     unload_all,
 )
+from tests.vm.guest.waiting import wait_until
 from tests.vm.policies import guest_object
 
 FORM = "mov_64"

@@ -13,36 +13,19 @@ import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from o2cc.bpf.emit import emit_object, emit_test_object
 from o2cc.bpf.info import TableInfo, read
-from o2cc.bpf.layout import REGISTER_OFFSETS, Layout
+from o2cc.bpf.layout import Layout
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.ir.interpreter import Interpreter
-from o2cc.ir.machine import Machine
 from tests.unit.bpf import generated, modules
+from tests.vm.guest.agreement import SOURCES, assert_alike, machine_of, records
 from tests.vm.guest.bpf_calls import Loaded, loaded
-
-_SOURCES = {generated.SOURCE: generated.SOURCE_TEXT}
-_REGISTERS = tuple(REGISTER_OFFSETS)
-
-
-def _context(registers: dict[str, int]) -> bytes:
-    return struct.pack(f"<{len(_REGISTERS)}Q", *(registers.get(name, 0) for name in _REGISTERS))
-
-
-def _machine(module: ir.Module) -> Machine:
-    """A machine whose kernel memory holds the beginning of the kernel's banner, where this kernel has it."""
-    machine = Machine(module)
-    address = _banner_address()
-    machine.symbols = {generated.BANNER: address}
-    machine.memory.write(address, f"Linux version {os.uname().release} ".encode())
-    return machine
 
 
 def _rows(image: bytes, table: TableInfo) -> list[dict[str, int]]:
@@ -66,29 +49,16 @@ def _sections(data: bytes, object_: Loaded) -> dict[str, list[dict[str, int]]]:
     return {table.name: _rows(images[table.section], table) for table in tables}
 
 
-@cache
-def _banner_address() -> int:
-    lines = Path("/proc/kallsyms").read_text().splitlines()
-    (address,) = [int(line.split()[0], 16) for line in lines if line.endswith(f" {generated.BANNER}")]
-    return address
-
-
 @pytest.mark.parametrize(
     "seed", [*range(3), *(pytest.param(n, marks=pytest.mark.full) for n in range(3, 20))]
 )
 def test_the_compiled_checks_agree_with_the_interpreter(seed: int, tmp_path: Path) -> None:
     module = generated.generate(seed, checks=8, sites_each=2)
-    data = emit_test_object(module, sources=_SOURCES).data
-    interpreter = Interpreter(_machine(module))
-    random_ = random.Random(seed)
+    data = emit_test_object(module, sources=SOURCES).data
+    interpreter = Interpreter(machine_of(module))
     programs = {site.number: site.program for site in read(data).sites}
     with loaded(data, tmp_path, f"differ_{seed}") as object_:
-        for _ in range(12):
-            for site in module.sites:
-                registers = generated.registers(random_)
-                expected = interpreter.run_site(site.number, registers)
-                got = object_.run(programs[site.number], _context(registers))
-                assert got == expected.value & 0xFFFFFFFF, (site, registers, expected.path)
+        assert_alike(object_, data, module, interpreter, random.Random(seed))
         tables = _sections(data, object_)
         for name, state in interpreter.machine.tables.items():
             if name in tables:
@@ -102,15 +72,14 @@ def test_the_compiled_checks_agree_with_the_interpreter(seed: int, tmp_path: Pat
             definition = map_.definition
             entries = object_.entries(name, len(definition.key), len(definition.fields))
             assert entries == {key: tuple(entry) for key, entry in map_.entries.items()}, name
-        records = [struct.unpack("<3Q", record) for record in object_.records("events", 1 << 20)]
-        assert records == [event.fields for event in interpreter.machine.events]
+        assert records(object_) == [event.fields for event in interpreter.machine.events]
         assert len(set(programs)) == len(module.sites)
 
 
 @pytest.mark.parametrize("layout", list(Layout))
 def test_kprobe_objects_load_with_bpftool(layout: Layout, tmp_path: Path) -> None:
     module = generated.generate(100, checks=12, sites_each=3)
-    result = emit_object(module, layout=layout, sources=_SOURCES)
+    result = emit_object(module, layout=layout, sources=SOURCES)
     with loaded(result.data, tmp_path, f"kprobe_{layout.value}") as object_:
         assert object_.log == ""  # not a word about sections that libbpf does not know, or about BTF
         assert object_.programs() == sorted(name for name, _ in result.statistics.program_instructions)
@@ -118,7 +87,7 @@ def test_kprobe_objects_load_with_bpftool(layout: Layout, tmp_path: Path) -> Non
 
 def test_the_kernel_knows_the_policy_line_of_a_program(tmp_path: Path) -> None:
     module = generated.generate(101, checks=2)
-    data = emit_object(module, layout=Layout.SITE, sources=_SOURCES).data
+    data = emit_object(module, layout=Layout.SITE, sources=SOURCES).data
     site = read(data).sites[1]
     with loaded(data, tmp_path, "lines") as object_:
         dump = subprocess.run(

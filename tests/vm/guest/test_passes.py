@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import struct
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,8 @@ from o2cc.passes.registry import default_pipeline
 from tests.unit.bpf import generated
 from tests.unit.passes import targets
 from tests.unit.passes.test_merge_checks import LIBRARY_MODULE, VALUES, with_sites
-from tests.vm.guest import test_objects as objects
-from tests.vm.guest.bpf_calls import Loaded, loaded
-
-
-def _records(object_: Loaded, capacity: int) -> list[tuple[int, ...]]:
-    return [struct.unpack("<3Q", record) for record in object_.records("events", capacity)]
+from tests.vm.guest.agreement import SOURCES, assert_alike, machine_of, pt_regs, records
+from tests.vm.guest.bpf_calls import loaded
 
 
 @pytest.mark.parametrize(
@@ -36,18 +31,11 @@ def test_optimized_checks_agree_with_the_interpreter(seed: int, tmp_path: Path) 
     context = PassContext()
     optimized = run_pipeline(module, default_pipeline(context) * 2, context)
     assert optimized != module
-    data = emit_test_object(optimized, sources={generated.SOURCE: generated.SOURCE_TEXT}).data
-    interpreter = Interpreter(objects._machine(module))
-    choose = random.Random(seed)
-    programs = {site.number: site.program for site in read(data).sites}
+    data = emit_test_object(optimized, sources=SOURCES).data
+    interpreter = Interpreter(machine_of(module))
     with loaded(data, tmp_path, f"optimized_{seed}") as object_:
-        for _ in range(12):
-            for site in module.sites:
-                registers = generated.registers(choose)
-                expected = interpreter.run_site(site.number, registers)
-                got = object_.run(programs[site.number], objects._context(registers))
-                assert got == expected.value & 0xFFFFFFFF, (site, registers, expected.path)
-        assert _records(object_, 1 << 20) == [event.fields for event in interpreter.machine.events]
+        assert_alike(object_, data, module, interpreter, random.Random(seed))
+        assert records(object_) == [event.fields for event in interpreter.machine.events]
 
 
 def test_merged_checks_report_what_the_single_ones_would(tmp_path: Path) -> None:
@@ -67,7 +55,7 @@ def test_merged_checks_report_what_the_single_ones_would(tmp_path: Path) -> None
         for base in (0x1000, 0x8000_0000_0000_1000, 2**64 - 24, 0):
             registers = {"rbx": base, "rsp": 0x9000}
             answers = [interpreter.run_site(site.number, registers).value for site in single.sites]
-            got = object_.run(programs[leader.number], objects._context(registers))
+            got = object_.run(programs[leader.number], pt_regs(registers))
             assert got == (1 if 1 in answers else max(answers))
-        assert sorted(_records(object_, 65536)) == sorted(event.fields for event in machine.events)
+        assert sorted(records(object_, 65536)) == sorted(event.fields for event in machine.events)
         assert len(machine.events) == 4 * len(places)

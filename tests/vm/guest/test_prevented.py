@@ -37,21 +37,14 @@ from tests.vm.guest.victim_support import (
     settled,
     status_of,
     unload_all,
-    wait_until,
 )
+from tests.vm.guest.waiting import wait_until
 from tests.vm.policies import guest_object
 
 OLD_OBJECT, OLD_FOREIGN = 18, 19
 ONE_SITE = LoadOptions(wanted=lambda site: site.function == "store_word")
 # o2c.ko cannot deny there, and says why; everything else of the victim is denied
 GAPS = LoadOptions(accept_gaps=True)
-
-
-@pytest.fixture(scope="module")
-def victim() -> Iterator[Victim]:
-    found = Victim()
-    yield found
-    found.close()
 
 
 def site_stats() -> list[SiteStats]:

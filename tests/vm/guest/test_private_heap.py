@@ -24,8 +24,8 @@ from tests.vm.guest.victim_support import (
     loaded,
     names_of,
     unload_all,
-    wait_until,
 )
+from tests.vm.guest.waiting import wait_until
 from tests.vm.policies import guest_object
 
 OLD_OBJECT, OLD_FOREIGN, STALE_NEIGHBOUR, ALLOCATORS, FILL, KEEP, USE_KEPT, RELEASE = range(18, 26)
@@ -33,13 +33,6 @@ USE_AFTER_FREE, ARBITRARY_STORE = 2, 3
 LIMIT = 1 << 20
 # o2c.ko cannot deny at a few places of the victim, and says so
 GAPS = LoadOptions(accept_gaps=True)
-
-
-@pytest.fixture(scope="module")
-def victim() -> Iterator[Victim]:
-    found = Victim()
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from o2cc.trees.dataset import Profile, read_profiles
 from o2cc.trees.features import WordClass, extract
 from o2cc.trees.tree import Feature, FeatureKind
 from tests.vm.guest import object_workloads
-from tests.vm.guest.victim_support import wait_until
+from tests.vm.guest.waiting import wait_until
 
 # How many samples eight seconds give depends on how fast the emulation runs: too few on a busy machine.
 pytestmark = pytest.mark.full

@@ -131,15 +131,6 @@ def policy_line(report: Event) -> str:
     return lines[report.line - 1].strip()
 
 
-def wait_until(condition: Callable[[], bool], tries: int = 200) -> bool:
-    """Poll until it holds; the kernel frees programs, maps and probes some time after they are let go."""
-    for _ in range(tries):
-        if condition():
-            return True
-        time.sleep(0.05)
-    return condition()
-
-
 @dataclass(frozen=True)
 class Footprint:
     """What a loaded policy leaves in the kernel."""
