@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from o2cc.files import write_atomic
 from o2cc.kernel.collection import without_collection
@@ -75,7 +75,7 @@ def package_files(release: str) -> Iterator[tuple[str, bytes]]:
             if name.startswith("data.tar.xz"):
                 break
             source.read(size + size % 2)
-        with tarfile.open(fileobj=Stream(source), mode="r|", bufsize=_CHUNK) as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=cast(IO[bytes], Stream(source)), mode="r|", bufsize=_CHUNK) as archive:
             for member in archive:
                 base = member.name.rpartition("/")[2]
                 if member.isfile() and wanted(base, release) and (content := archive.extractfile(member)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 import pyarrow  # noqa: F401  (here, so that a missing package is told before anything is read)
-import sklearn  # noqa: F401
+import sklearn  # noqa: F401  (likewise)
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error

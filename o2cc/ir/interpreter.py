@@ -195,7 +195,7 @@ class Interpreter:
             for instruction in block.instructions:
                 value = self._steps[type(instruction)](instruction, frame)
                 if value is not None:
-                    frame.values[instruction.result.name] = value  # type: ignore[union-attr]
+                    frame.values[instruction.result.name] = value  # type: ignore[union-attr]  # those that give one have it
             match block.terminator:
                 case ir.Branch(condition, if_true, if_false):
                     block = blocks[if_true if frame.word(condition) else if_false]

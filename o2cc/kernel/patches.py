@@ -65,20 +65,24 @@ class Table:
     content: bytes
 
 
+_SITE_TABLES: tuple[tuple[str, PatchKind, int], ...] = (
+    (".retpoline_sites", "retpoline", 5),
+    (".return_sites", "return", 5),
+    (".call_sites", "call_thunk", 5),
+    (".ibt_endbr_seal", "endbr", 4),
+    (".smp_locks", "lock", 1),
+)
+"""Section, what its entries point to, and the length of that."""
+
+
 def read_patches(layout: Layout, tables: dict[str, Table]) -> Patches:
     """Read the tables that are there, by section name (`section_tables`). Entries that point outside are problems."""
     patches = Patches()
     reader = _Reader(layout, patches)
-    for name, kind, length in (
-        (".retpoline_sites", "retpoline", 5),
-        (".return_sites", "return", 5),
-        (".call_sites", "call_thunk", 5),
-        (".ibt_endbr_seal", "endbr", 4),
-        (".smp_locks", "lock", 1),
-    ):
+    for name, kind, length in _SITE_TABLES:
         for address in reader.pointers(tables.get(name), 4, 0):
             # A call site can also be a static call; the more specific table is read later and wins.
-            patches.sites[address] = (kind, length)  # type: ignore[assignment]
+            patches.sites[address] = (kind, length)
     for address in reader.pointers(tables.get(".static_call_sites"), 8, 0):
         patches.sites[address] = ("static_call", 5)
     for address in reader.pointers(tables.get("__mcount_loc"), 8, 0, absolute=True):

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from o2cc.kernel.boost import Boost, is_prefixed_call
-from o2cc.kernel.description import Probe
+from o2cc.kernel.description import PatchKind, Probe
 from o2cc.kernel.flow import BasicBlock, Part, Unit
 from o2cc.kernel.instruction import RSP, Flow, Instruction
 from o2cc.kernel.patches import Patches
@@ -56,7 +56,7 @@ class ProbeContext:
     by_address: Mapping[int, Instruction]
     cache: dict[int, Probe] = field(default_factory=dict)
 
-    def patch_in(self, start: int, end: int, but: str = "") -> tuple[int, str, int] | None:
+    def patch_in(self, start: int, end: int, but: str = "") -> tuple[int, PatchKind, int] | None:
         """The first patch site not of kind ``but`` that overlaps ``[start, end)``: (address, kind, length)."""
         position = max(0, bisect_left(self.sorted_sites, start - 16))
         while position < len(self.sorted_sites) and self.sorted_sites[position] < end:

@@ -455,7 +455,7 @@ class _SiteBuilder:
                 relocated=item.relocated,
                 probe=probe,
                 bit_index=REGISTERS[item.bit_register] if item.bit_register != NO_REGISTER else None,
-                patched=patch[1] if patch is not None else None,  # type: ignore[arg-type]
+                patched=patch[1] if patch is not None else None,
                 arguments=arguments,
                 earlier=earlier,
                 frame_range=within,

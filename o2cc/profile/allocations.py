@@ -325,7 +325,7 @@ def _merges(
     analysis: ValueAnalysis, values: Values, exits: Mapping[int, State]
 ) -> Mapping[int, frozenset[int]]:
     """For each value, the joins that it is one of the inputs of (without an offset)."""
-    places: dict[int, list[tuple[object, int]]] = {}
+    places: dict[int, list[tuple[int | Held, int]]] = {}
     for number, definition in enumerate(values.definitions):
         if definition[0] == "merge":
             places.setdefault(definition[1], []).append((definition[2], number))
@@ -333,7 +333,7 @@ def _merges(
     for address, state in exits.items():
         for successor in analysis.unit.blocks[address].successors:
             for place, number in places.get(successor, ()):
-                held = state.registers[place] if isinstance(place, int) else state.slots.get(place)  # type: ignore[call-overload]
+                held = state.registers[place] if isinstance(place, int) else state.slots.get(place)
                 if held is not None and held[1] == 0:
                     found.setdefault(held[0], set()).add(number)
     return {number: frozenset(joins) for number, joins in found.items()}

@@ -21,6 +21,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel import btf as kinds
@@ -125,6 +126,16 @@ class TextSymbols:
         return f"{module}:{name}" if module and name else name
 
 
+class TypeSource(Protocol):
+    """What is asked of types; ``module`` is empty for the kernel's."""
+
+    def size(self, struct: str, module: str) -> int | None:
+        """Bytes of a struct of that name."""
+
+    def result(self, function: str, module: str) -> str | None:
+        """The struct that a function's result points to."""
+
+
 class Types:
     """What BTF says of functions' results and of sizes of structs; broken parts say nothing."""
 
@@ -187,7 +198,7 @@ def _key(sample: Sample) -> tuple[int, str, int, int, bool]:
 class Labeller:
     """Labels samples of one boot; sites are looked up once each."""
 
-    def __init__(self, symbols: TextSymbols, types: Types, sites: SiteTable | None = None) -> None:
+    def __init__(self, symbols: TextSymbols, types: TypeSource, sites: SiteTable | None = None) -> None:
         self._symbols = symbols
         self._types = types
         self._sites: Mapping[str, Site] = sites.sites if sites is not None else {}

@@ -175,7 +175,8 @@ class ClauseBuilder(ExpressionBuilder):
         return n.ExternFunction(self._span(meta), names, children[1], children[2].clauses)
 
     def named_entry(self, meta: Meta, children: Children) -> n.Name:
-        return children[0]  # type: ignore[no-any-return]
+        name: n.Name = children[0]
+        return name
 
     def ops_entry(self, meta: Meta, children: Children) -> tuple[n.StructType, n.FieldPath]:
         return children[0], children[1]

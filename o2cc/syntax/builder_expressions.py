@@ -162,7 +162,8 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
         return self._expression(n.SizeOf(self._span(meta), children[0]))
 
     def parens(self, meta: Meta, children: Children) -> n.Expression:
-        return children[0]  # type: ignore[no-any-return]
+        inner: n.Expression = children[0]
+        return inner
 
     def unary_op(self, meta: Meta, children: Children) -> n.Expression:
         node = n.Unary(self._span(meta), n.UnaryOperator(children[0].value), children[1])

@@ -172,7 +172,9 @@ class Grouper:
             last_end = piece.end_pos or 0
             if piece.type == "LBRACE":
                 entry.pieces.append(self._group(last_end))
-                last_end = self.stream[self.at - 1].end_pos or 0  # type: ignore[union-attr]
+                closing = self.stream[self.at - 1]
+                assert isinstance(closing, Token)
+                last_end = closing.end_pos or 0
                 continue
             parens += (piece.type in ("LPAR", "LSQB")) - (piece.type in ("RPAR", "RSQB"))
             if piece.type == "COMMA" and not parens and not group.is_block:

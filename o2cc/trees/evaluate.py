@@ -210,7 +210,7 @@ def operating_points(
 
 def precision_lower_bound(correct: NDArray[np.int64], total: NDArray[np.int64]) -> Floats:
     """Lower end of the exact (Clopper-Pearson) 95% interval of correct/total; 0 where total is 0."""
-    from scipy.stats import beta  # type: ignore[import-untyped]
+    from scipy.stats import beta
 
     bound = beta.ppf(0.025, np.maximum(correct, 1), total - correct + 1)
     return np.where(correct > 0, bound, 0.0).astype(np.float64)

@@ -352,7 +352,7 @@ def import_pickle(path: Path, *, trusted: bool) -> Imported:
         )
     data = read_bytes(path, limit=MAX_FILE_BYTES)
     try:
-        import joblib  # type: ignore[import-untyped]
+        import joblib
 
         estimator = joblib.load(io.BytesIO(data))
     except DiagnosticError:

@@ -7,7 +7,6 @@ For tests and for the estimate of what a prediction costs; the kernel is the jud
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from o2cc.trees.bytecode import MAP_VALUE, Instruction, Op
 from o2cc.trees.compile import CompiledTree
@@ -39,42 +38,35 @@ _REGISTER_COMPARISONS = (Op.JGT_REG, Op.JGE_REG, Op.JLT_REG, Op.JLE_REG)
 _LOAD_SIZES = {Op.LDX_U8: 1, Op.LDX_U16: 2, Op.LDX_U32: 4, Op.LDX_U64: 8}
 
 
-@dataclass(frozen=True)
 class Machine:
     """A compiled tree, ready to run."""
 
-    tree: CompiledTree
-
-    def __post_init__(self) -> None:
-        slots: dict[int, Instruction] = {}
-        targets: dict[tuple[int, str], int] = {}
-        starts: dict[str, int] = {}
-        part_of: dict[int, int] = {}
+    def __init__(self, tree: CompiledTree) -> None:
+        self.tree = tree
+        self._slots: dict[int, Instruction] = {}
+        self._targets: dict[tuple[int, str], int] = {}
+        self._starts: dict[str, int] = {}
+        self._part_of: dict[int, int] = {}
         base = 0
-        for part, subprogram in enumerate(self.tree.subprograms):
-            starts[subprogram.name] = base
+        for part, subprogram in enumerate(tree.subprograms):
+            self._starts[subprogram.name] = base
             position = base
             for instruction in subprogram.code.instructions:
-                slots[position] = instruction
-                part_of[position] = part
+                self._slots[position] = instruction
+                self._part_of[position] = part
                 position += instruction.slots
-            targets |= {(part, name): base + place for name, place in subprogram.code.labels.items()}
+            self._targets |= {(part, name): base + place for name, place in subprogram.code.labels.items()}
             base = position
-        object.__setattr__(self, "_slots", slots)
-        object.__setattr__(self, "_targets", targets)
-        object.__setattr__(self, "_starts", starts)
-        object.__setattr__(self, "_part_of", part_of)
 
     def run(self, words: Sequence[int]) -> tuple[int, int]:
         """Outcome and executed instructions for one vector: a word for each of the tree's features."""
         vector = b"".join(int(word).to_bytes(8, "little") for word in words)
-        slots: dict[int, Instruction] = self._slots  # type: ignore[attr-defined]
         registers = [0] * 11
         registers[1] = _VECTOR_BASE
         at, executed = 0, 0
         frames: list[int] = []
         while True:
-            i = slots[at]
+            i = self._slots[at]
             executed += 1
             following = at + i.slots
             if i.op is Op.EXIT:
@@ -84,9 +76,10 @@ class Machine:
             elif i.op is Op.CALL:
                 frames.append(following)
                 assert i.target is not None
-                following = self._starts[i.target]  # type: ignore[attr-defined]
+                following = self._starts[i.target]
             elif self._jumps(i, registers):
-                following = self._targets[(self._part_of[at], i.target)]  # type: ignore[attr-defined]
+                assert i.target is not None
+                following = self._targets[self._part_of[at], i.target]
             else:
                 self._compute(i, registers, vector)
             at = following

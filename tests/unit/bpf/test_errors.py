@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import zstandard
@@ -23,9 +24,9 @@ def refusal(module: ir.Module, layout: Layout = Layout.SITE) -> list[tuple[str, 
     return [(d.code, d.message) for d in caught.value.diagnostics]
 
 
-def with_hook(code: Builder, **more: object) -> ir.Module:
+def with_hook(code: Builder, **more: Any) -> ir.Module:
     hook = ir.Hook("hook", ir.HookKind.SYSCALL, "", code.finish(), modules.WRITE)
-    return replace(ir.Module("one", (), hooks=(hook,)), **more)  # type: ignore[arg-type]
+    return replace(ir.Module("one", (), hooks=(hook,)), **more)
 
 
 @pytest.mark.parametrize("layout", list(Layout))

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -18,9 +18,9 @@ from tests.unit.bpf import generated
 from tests.unit.bpf.emulator import Emulator
 
 
-def run_hook(code: Builder, kind: ir.HookKind, context: bytes, **facts: int) -> tuple[int, Machine]:
+def run_hook(code: Builder, kind: ir.HookKind, context: bytes, **facts: Any) -> tuple[int, Machine]:
     module = ir.Module("one", (), hooks=(ir.Hook("hook", kind, "target", code.finish()),))
-    machine = Machine(module, **facts)  # type: ignore[arg-type]
+    machine = Machine(module, **facts)
     emulator = Emulator(emit_object(module, layout=Layout.SITE, sources={}).data, machine)
     return emulator.run("hook", context), machine
 
@@ -108,5 +108,5 @@ def test_what_is_added_to_a_symbol_is_not_lost() -> None:
     code = Builder()
     address = code.symbol("page_offset_base")
     code.give_back(code.binary(ir.BinaryOperator.ADD, address, 24))
-    value, _ = run_hook(code, ir.HookKind.SYSCALL, b"", symbols={"page_offset_base": 4096})  # type: ignore[arg-type]
+    value, _ = run_hook(code, ir.HookKind.SYSCALL, b"", symbols={"page_offset_base": 4096})
     assert value == 4120

@@ -318,7 +318,7 @@ def kernel_file(release: str = RELEASE, code: bytes = b"\xc3", new: bool = False
 def write_kernel(directory: Path, release: str = RELEASE, **more: bytes) -> Kernel:
     """A kernel on disk, opened."""
     path = directory / "vmlinux"
-    path.write_bytes(kernel_file(release, **more))  # type: ignore[arg-type]
+    path.write_bytes(kernel_file(release, **more))
     return Kernel(path)
 
 

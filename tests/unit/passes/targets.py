@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import (
@@ -14,6 +15,7 @@ from o2cc.kernel.description import (
     Probe,
     Section,
     Site,
+    SiteKind,
     StaticAddress,
     Symbol,
     Target,
@@ -37,7 +39,7 @@ def store(
     static: StaticAddress | None = None,
     index: str | None = None,
     segment: str | None = None,
-    kind: str = "store",
+    kind: SiteKind = "store",
     rep: bool = False,
     bit_index: str | None = None,
     source: ValueSource | None = None,
@@ -57,11 +59,11 @@ def store(
     )
 
 
-def other(offset: int, kind: str, target: str | None = None, stack_height: int | None = 0) -> Site:
+def other(offset: int, kind: SiteKind, target: str | None = None, stack_height: int | None = 0) -> Site:
     return Site(
         offset=offset,
         length=1,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         mnemonic="mov",
         operand=None,
         size=0,
@@ -111,11 +113,11 @@ def description(
     *functions: Function,
     sections: Sequence[Section] = (),
     symbols: Sequence[Symbol] = (),
-    kind: str = "module",
+    kind: Literal["module", "builtin"] = "module",
 ) -> Description:
     return Description(
         release="6.1.0-test",
-        target=Target("t", kind, "", "", ""),  # type: ignore[arg-type]
+        target=Target("t", kind, "", "", ""),
         sections=tuple(sections),
         functions=functions,
         imports=(),

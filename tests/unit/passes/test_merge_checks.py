@@ -4,6 +4,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -100,9 +101,9 @@ def prepared(target: Description) -> ir.Module:
     return with_sites(target, LIBRARY_MODULE)
 
 
-def merged(target: Description, **options: object) -> ir.Module:
+def merged(target: Description, **options: Any) -> ir.Module:
     context = PassContext(target, control_flow_kept=True, skips_violations=False)
-    return run_pipeline(prepared(target), [MergeChecks(**options)], context)  # type: ignore[arg-type]
+    return run_pipeline(prepared(target), [MergeChecks(**options)], context)
 
 
 def unit(*sites: Site, blocks: Sequence[Block] = BLOCK) -> Description:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,10 +86,10 @@ def test_no_struct_is_accepted_for_an_object_of_another_size(
 
 @given(st.lists(FACTS, max_size=5), st.integers(1, 256), st.booleans(), st.randoms(use_true_random=False))
 def test_the_order_of_candidates_does_not_matter(
-    candidates: list[TypeFacts], size: int, array: bool, random: object
+    candidates: list[TypeFacts], size: int, array: bool, random: Random
 ) -> None:
     shuffled = list(candidates)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     unique = {item.name for item in candidates}
     if len(unique) == len(candidates):  # one type has one name
         first, second = choose(candidates, size, 0, array=array), choose(shuffled, size, 0, array=array)

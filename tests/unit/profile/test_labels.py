@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ class FakeTypes:
 
 
 def label(sample: Sample) -> Label:
-    return Labeller(TextSymbols(SYMBOLS), FakeTypes()).label(sample)  # type: ignore[arg-type]
+    return Labeller(TextSymbols(SYMBOLS), FakeTypes()).label(sample)
 
 
 def test_the_result_of_the_allocating_function_is_the_type() -> None:
@@ -112,10 +113,10 @@ def _site(debug: list[TypeFacts], payload: str = "") -> Site:
         ),
     ],
 )
-def test_what_the_table_of_sites_says(site: Site, changes: dict[str, object], expected: Label) -> None:
+def test_what_the_table_of_sites_says(site: Site, changes: dict[str, Any], expected: Label) -> None:
     table = SiteTable("6.1.0", "", {"helper+0x10": site})
-    sample = replace(KMALLOC, site=0xFFFFFFFF81000310, **changes)  # type: ignore[arg-type]
-    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), table)  # type: ignore[arg-type]
+    sample = replace(KMALLOC, site=0xFFFFFFFF81000310, **changes)
+    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), table)
     found = labeller.label(sample)
     assert found == expected
     assert found.is_type == (not found.name.startswith("site:"))
@@ -123,7 +124,7 @@ def test_what_the_table_of_sites_says(site: Site, changes: dict[str, object], ex
 
 def test_what_a_cache_was_created_for_counts_not_the_size_in_a_cache_that_is_shared() -> None:
     site = replace(_site([TypeFacts("other", "struct", 232)]), asked=232)
-    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), SiteTable("", "", {"helper+0x10": site}))  # type: ignore[arg-type]
+    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), SiteTable("", "", {"helper+0x10": site}))
     shared = replace(KMALLOC, site=0xFFFFFFFF81000310, asked=0, cache="maple_node", size=256, references=6)
     assert labeller.label(shared) == Label("other", "debug")
 
@@ -132,13 +133,13 @@ def test_sites_of_a_module_have_its_name() -> None:
     table = SiteTable(
         "6.1.0", "", {"sctp:sctp_add_bind_addr+0x80": _site([TypeFacts("other", "struct", 64)])}
     )
-    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), table)  # type: ignore[arg-type]
+    labeller = Labeller(TextSymbols(SYMBOLS), FakeTypes(), table)
     assert labeller.label(replace(KMALLOC, site=0xFFFFFFFFC0000180)) == Label("other", "debug")
 
 
 def test_the_head_of_a_packet_is_no_payload_but_its_data_are() -> None:
     symbols = TextSymbols(["ffffffff81000100 T __alloc_skb"])
-    labeller = Labeller(symbols, FakeTypes())  # type: ignore[arg-type]
+    labeller = Labeller(symbols, FakeTypes())
     assert labeller.label(KMALLOC) == Label("payload", "payload")
     head = replace(KMALLOC, asked=0, cache="skbuff_fclone_cache", references=2)
     assert labeller.label(head).evidence == "site"

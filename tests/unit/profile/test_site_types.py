@@ -11,7 +11,8 @@ from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.elf import read_elf
 from o2cc.profile.allocations import module_code
 from o2cc.profile.candidates import Choice, TypeFacts
-from o2cc.profile.dwarf import DwarfError, read_debug_info
+from o2cc.profile.dwarf import read_debug_info
+from o2cc.profile.dwarf_entries import DwarfError
 from o2cc.profile.site_types import Site, SiteNames, SiteTable, site_types
 from tests.unit.kernel.build import BtfWriter, assemble, function, module_source
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from typing import Any
 
 from o2cc.bpf.info import MapInfo, ObjectInfo, SiteInfo, TableInfo
 
@@ -15,7 +16,7 @@ EVENT_FIELDS = (
 
 
 def site(
-    number: int, function: str = "f", offset: int = 0x10, kind: str = "store", **changes: object
+    number: int, function: str = "f", offset: int = 0x10, kind: str = "store", **changes: Any
 ) -> SiteInfo:
     """A site; `changes` replace members."""
     members: dict[str, object] = {
@@ -32,7 +33,7 @@ def site(
         "line": 7,
         "note": "",
     }
-    return SiteInfo(**{**members, **changes})  # type: ignore[arg-type]
+    return SiteInfo(**{**members, **changes})
 
 
 def info(*sites: SiteInfo, tables: tuple[TableInfo, ...] = (), **identity: str) -> ObjectInfo:

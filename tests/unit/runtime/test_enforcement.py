@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -57,8 +57,8 @@ class StandIn:
         return Attached(len(self.sites) - 1, Mode.SKIP, 0, Reason.NONE)
 
 
-def placed(number: int, **changes: object) -> Placed:
-    return Placed(site(number, **changes), 0x1000 + number, STORE, Action.DENY, 8)  # type: ignore[arg-type]
+def placed(number: int, **changes: Any) -> Placed:
+    return Placed(site(number, **changes), 0x1000 + number, STORE, Action.DENY, 8)
 
 
 def attach(given: StandIn, *sites: Placed) -> enforcement.Enforced:

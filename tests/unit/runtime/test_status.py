@@ -89,7 +89,7 @@ def test_a_quiet_compartment_is_six_lines() -> None:
     ],
 )
 def test_everything_weaker_than_hoped_for_is_said(changes: dict[str, object], expected: str) -> None:
-    assert expected in text_of(replace(STATUS, **changes))  # type: ignore[arg-type]
+    assert expected in text_of(replace(STATUS, **changes))
 
 
 def test_counters_say_what_was_not_sent_and_not_run() -> None:

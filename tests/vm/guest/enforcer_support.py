@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import iced_x86
 from iced_x86 import Decoder, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register
@@ -211,7 +212,7 @@ class Form:
                 return Kind.RMW
         return Kind.STORE
 
-    def site(self, program: int, cookie: int | None = None, **changes: object) -> Site:
+    def site(self, program: int, cookie: int | None = None, **changes: Any) -> Site:
         """The site as a compiler would describe it; `changes` replace members."""
         instruction = self.instruction
         kind = self.kind()
@@ -230,7 +231,7 @@ class Form:
                 site = replace(site, base=7, size=size)
             else:
                 site = replace(site, size=size, **_operand(instruction))
-        return replace(site, **changes)  # type: ignore[arg-type]
+        return replace(site, **changes)
 
 
 def _number(register: int) -> int:
@@ -322,6 +323,10 @@ class Forms:
     """The test module's device."""
 
     def __init__(self) -> None:
+        self.open()
+
+    def open(self) -> None:
+        """Load the module and open its device, also once more after `close`."""
         load_module("o2c_forms")
         self.descriptor = os.open("/dev/o2c_forms", os.O_RDWR | os.O_CLOEXEC)
         self.all: dict[str, Form] = {}

@@ -258,5 +258,5 @@ def test_modules_can_go_when_all_is_removed(forms: Forms) -> None:
     assert unload_module("o2c_forms") == 0
     assert unload_module("o2c") == 0
     load_module("o2c")
-    forms.__init__()  # type: ignore[misc]
+    forms.open()
     assert len(forms.run(forms.all["mov_64"], *start_state(forms.all["mov_64"])).memory) == FORM_BUFFER

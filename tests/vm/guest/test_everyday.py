@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -29,11 +30,11 @@ def victim() -> Iterator[Victim]:
     unload_all()
 
 
-def answer(*arguments: str) -> dict[str, object]:
+def answer(*arguments: str) -> dict[str, Any]:
     """The JSON of a command that must succeed."""
     done = o2c(*arguments, "--json")
     assert done.returncode == 0, (arguments, done.stderr)
-    found: dict[str, object] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -61,7 +62,7 @@ def test_a_life_in_json(victim: Victim) -> None:
     (line,) = o2c("monitor", "--for", "0", "--json").stdout.splitlines()
     event = json.loads(line)
     assert (event["event"], event["kind"], event["function"]) == ("violation", "store", "store_word")
-    (status,) = answer("status")["compartments"]  # type: ignore[misc]
+    (status,) = answer("status")["compartments"]
     assert status["counters"][0]["denied"] == 1
     assert status["phase"] == "final"
     assert answer("unload") == {"unloaded": {NAME: loaded["attached"]}}
@@ -116,7 +117,7 @@ def test_compartments_live_side_by_side(victim: Victim) -> None:
     )
     loader.load(guest_sctp_object().read_bytes(), options=part)
     shown = answer("status")["compartments"]
-    assert [item["name"] for item in shown] == ["sctp", NAME]  # type: ignore[attr-defined]
+    assert [item["name"] for item in shown] == ["sctp", NAME]
     unnamed = o2c("phase")
     assert (unnamed.returncode, "O2C0807" in unnamed.stderr) == (1, True)
     assert o2c("unload", "sctp").returncode == 0
