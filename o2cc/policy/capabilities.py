@@ -13,10 +13,11 @@ from dataclasses import replace
 
 from o2cc.diagnostics import Label, Span, error
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Checker, Scope
+from o2cc.policy.expressions import Checker
 from o2cc.policy.folding import add
 from o2cc.policy.model import Capability, CapabilityRange, Expr, ValueType
 from o2cc.policy.names import Defined, ParsedModule
+from o2cc.policy.paths import Scope
 from o2cc.policy.places import resolve_place
 from o2cc.policy.structs import pointer_to
 from o2cc.policy.substitute import substitute_argument

@@ -17,7 +17,7 @@ from o2cc.diagnostics import Span, error
 from o2cc.policy import model
 from o2cc.policy.capabilities import begins_with, capabilities_for, capability_named, fits
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Checker, Scope
+from o2cc.policy.expressions import Checker
 from o2cc.policy.folding import compare, constant, either, is_constant
 from o2cc.policy.model import (
     Action,
@@ -33,6 +33,7 @@ from o2cc.policy.model import (
     UnaryExpr,
     UnaryOperation,
 )
+from o2cc.policy.paths import Scope
 from o2cc.policy.places import ResolvedPlace, resolve_place
 from o2cc.policy.structs import BOOLEAN
 from o2cc.policy.substitute import mentioned_arguments, mentions_result

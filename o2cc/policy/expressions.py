@@ -4,16 +4,11 @@
 An expression has a type and a *unit*: bytes, time, or neither (plain numbers go with both).  Numbers are scaled to
 bytes and nanoseconds.  Paths follow pointers and embedded structs with the target's type information.
 
-Codes: O2C0202 unknown name, O2C0207 constant that needs itself, O2C0211 unknown field, O2C0212 bit field, O2C0218 not a
-pointer to a struct, O2C0220 wrong type, O2C0221 wrong unit, O2C0222 unknown predicate or wrong number of operands,
-O2C0223 not a constant, O2C0224 out of range, O2C0225 `result` where there is none.
+Codes: O2C0202 unknown name, O2C0207 constant that needs itself, O2C0220 wrong type, O2C0221 wrong unit, O2C0222 unknown
+predicate or wrong number of operands, O2C0223 not a constant, O2C0224 out of range, O2C0225 `result` where there is none.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
 
 from o2cc.diagnostics import Span, did_you_mean, error
 from o2cc.policy.base_types import base_size, base_type_names
@@ -36,45 +31,9 @@ from o2cc.policy.model import (
     ValueType,
 )
 from o2cc.policy.names import ParsedModule
-from o2cc.policy.structs import BOOLEAN, POINTER, WORD, pointer_to, value_type
+from o2cc.policy.paths import Scope, Typed, Unit, follow
+from o2cc.policy.structs import BOOLEAN, POINTER, WORD, pointer_to
 from o2cc.syntax import nodes
-
-
-class Unit(StrEnum):
-    """What a number counts."""
-
-    PLAIN = "plain number"
-    SIZE = "size"
-    TIME = "time"
-
-
-@dataclass(frozen=True, slots=True)
-class Typed:
-    """A checked expression with its unit."""
-
-    expr: Expr
-    unit: Unit = Unit.PLAIN
-
-    @property
-    def type(self) -> ValueType:
-        """Type of the expression."""
-        return self.expr.type
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What names mean in an expression.
-
-    ``parameters``: index and type by name.  ``result``: type of the result where there is one.  ``implicit``: the
-    struct whose fields can be named without a base, which is argument 0.  ``result_allowed`` is False where
-    `result` would be read before the call.
-    """
-
-    module: ParsedModule
-    parameters: Mapping[str, tuple[int, ValueType]] = field(default_factory=dict)
-    result: ValueType | None = None
-    implicit: str | None = None
-
 
 _COMPARISONS = {
     nodes.BinaryOperator.EQUAL: BinaryOperation.EQUAL,
@@ -355,14 +314,14 @@ class Checker:
         first = node.parts[0]
         base = self._base(first)
         if base is not None:
-            return self._follow(base, node.parts[1:], node, len(node.parts[0].text))
+            return follow(self.context, base, node.parts[1:], node, len(node.parts[0].text))
         if first.text == "result":
             self.report("O2C0225", "there is no `result` here", first.span)
             return None
         if self.scope.implicit is not None and self.context.table.find_field(self.scope.implicit, first.text):
             struct = self.context.table.struct_by_name[self.scope.implicit]
             argument = ArgumentValue(0, "", pointer_to(struct.name, struct.size), first.span)
-            return self._follow(argument, node.parts, node, 0)
+            return follow(self.context, argument, node.parts, node, 0)
         return self._constant_path(node)
 
     def _base(self, name: nodes.Name) -> Expr | None:
@@ -429,57 +388,6 @@ class Checker:
             self.report("O2C0223", f"`{definition.name.text}` is not a constant", definition.value.span)
             return None
         return typed.expr.value, typed.type, typed.unit.value
-
-    def _follow(
-        self, base: Expr, parts: tuple[nodes.Name, ...], node: nodes.Path, start: int
-    ) -> Typed | None:
-        """Go from ``base`` along the fields ``parts``."""
-        current = base
-        text = node.parts[0].text if start else ""
-        pending = 0  # offset of the embedded struct that we are in, from `current`
-        struct = base.type.struct if base.type.kind is TypeKind.POINTER else None
-        for position, part in enumerate(parts):
-            span = node.parts[0].span.to(part.span)
-            if struct is None:
-                if not self.context.has_target:
-                    return None
-                self._no_fields(text, current, part)
-                return None
-            owner = struct
-            place = self.context.field(owner, part.text, part.span)
-            if place is None:
-                return None
-            text = f"{text}.{part.text}" if text else part.text
-            kind = value_type(place.type)
-            if place.bitfield_size:
-                self.report(
-                    "O2C0212",
-                    f"`{text}` is a bit field",
-                    part.span,
-                    help="bit fields cannot be read in a policy; use a predicate or another field",
-                )
-                return None
-            offset = pending + place.offset
-            last = position == len(parts) - 1
-            if place.type.kind in ("struct", "union", "array"):
-                struct, pending = place.type.name if place.type.kind != "array" else None, offset
-                if last:
-                    return Typed(AddressOfField(current, offset, place.size, kind, text, span))
-                continue
-            current = LoadField(current, offset, place.size, kind.signed, kind, text, span)
-            struct, pending = kind.struct, 0
-        return Typed(current)
-
-    def _no_fields(self, text: str, base: Expr, part: nodes.Name) -> None:
-        self.report(
-            "O2C0218",
-            f"`{text}` has no fields",
-            part.span,
-            f"`{text}` is of type {base.type}",
-            help=f"give it a type: `{text}: struct T`"
-            if isinstance(base, ArgumentValue | ResultValue)
-            else None,
-        )
 
     # --- predicates
 

@@ -21,9 +21,9 @@ from o2cc.policy.base_types import base_type, base_type_names
 from o2cc.policy.capabilities import related
 from o2cc.policy.clauses import CheckedClauses, ClauseChecker, implied_by_type
 from o2cc.policy.context import Context
-from o2cc.policy.expressions import Scope
 from o2cc.policy.model import Action, Gate, Parameter, Requirement, TypeKind, ValueType
 from o2cc.policy.names import ParsedModule
+from o2cc.policy.paths import Scope
 from o2cc.policy.structs import UNKNOWN, pointer_to, value_type
 from o2cc.policy.target import TargetCode
 from o2cc.syntax import nodes

@@ -17,7 +17,6 @@ from o2cc.kernel.description import Symbol
 from o2cc.kernel.type_table import FieldPlace
 from o2cc.policy.context import Context
 from o2cc.policy.expressions import Checker
-from o2cc.policy.expressions import Scope as ExpressionScope
 from o2cc.policy.folding import constant, subtract
 from o2cc.policy.model import (
     Action,
@@ -29,6 +28,7 @@ from o2cc.policy.model import (
     StructGrant,
     SymbolGrant,
 )
+from o2cc.policy.paths import Scope as ExpressionScope
 from o2cc.policy.ranges import Range, covers, intersect, normalize
 from o2cc.policy.ranges import subtract as subtract_ranges
 from o2cc.policy.reasons import Reasons

@@ -21,8 +21,8 @@ from o2cc.policy.base_types import base_type
 from o2cc.policy.capabilities import capability_named, fits
 from o2cc.policy.context import Context
 from o2cc.policy.expressions import Checker
-from o2cc.policy.expressions import Scope as ExpressionScope
 from o2cc.policy.model import ObjectState, PolicyTest, TestStep, TestValue
+from o2cc.policy.paths import Scope as ExpressionScope
 from o2cc.policy.structs import pointer_to, value_type
 from o2cc.policy.target import TargetCode
 from o2cc.syntax import nodes

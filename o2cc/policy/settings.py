@@ -17,7 +17,6 @@ from o2cc.diagnostics import Label, error, warning
 from o2cc.kernel.description import Description
 from o2cc.policy.context import Context
 from o2cc.policy.expressions import Checker
-from o2cc.policy.expressions import Scope as ExpressionScope
 from o2cc.policy.model import (
     Action,
     Audition,
@@ -30,6 +29,7 @@ from o2cc.policy.model import (
     ViolationKind,
     ViolationRule,
 )
+from o2cc.policy.paths import Scope as ExpressionScope
 from o2cc.policy.sets import Universe, resolve_set
 from o2cc.policy.target import TargetCode
 from o2cc.syntax import nodes
