@@ -12,7 +12,7 @@ from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.cli.scan import describe_target
 from o2cc.kernel import store
 from o2cc.policy.library import FileResolver
-from o2cc.policy.unknown import UnknownGate, unknown_gates
+from o2cc.policy.unknown import Callees, callees_of
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
@@ -25,7 +25,8 @@ def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: boo
     """List the kernel functions that MODULE calls and that the stdlib does not know.
 
     Their arguments are checked by type only: pointers to structs and to functions, nothing else. A policy can say
-    more with `gate` or `extern fn`. Calls through pointers are not listed.
+    more with `gate` or `extern fn`. Calls through pointers are not listed. The last line says which modules of the
+    stdlib know the others: a policy knows what it brings in with `use`.
     """
     if target.endswith(".o2k"):
         description = store.load(Path(target))
@@ -33,28 +34,32 @@ def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: boo
         description = describe_target(target, None, kernel_name, None)
     resolver = FileResolver()
     libraries = tuple(name for name in resolver.names() if name.startswith("std."))
-    found, total = unknown_gates(description, libraries, resolver)
+    found = callees_of(description, libraries, resolver)
     if json_form:
-        click.echo(
-            json.dumps(_document(description.target.name, description.release, found, total), indent=1)
-        )
+        click.echo(json.dumps(_document(description.target.name, description.release, found), indent=1))
         return
-    for gate in found:
+    for gate in found.unknown:
         click.echo(gate.signature)
         if gate.unchecked:
             click.echo(f"    not checked: {', '.join(gate.unchecked)}")
         if callers:
             click.echo(f"    called by: {', '.join(gate.callers)}")
     click.echo(
-        f"{len(found)} of the {total} kernel functions that {description.target.name} calls are unknown"
+        f"{len(found.unknown)} of the {found.total} kernel functions that {description.target.name} calls are unknown"
     )
+    if found.known:
+        click.echo(
+            "the others a policy knows by: "
+            + ", ".join(f"use {name} ({count})" for name, count in found.known.items())
+        )
 
 
-def _document(name: str, release: str, found: tuple[UnknownGate, ...], total: int) -> dict[str, object]:
+def _document(name: str, release: str, found: Callees) -> dict[str, object]:
     return {
         "target": name,
         "release": release,
-        "callees": total,
+        "callees": found.total,
+        "known": found.known,
         "unknown": [
             {
                 "function": gate.function,
@@ -63,6 +68,6 @@ def _document(name: str, release: str, found: tuple[UnknownGate, ...], total: in
                 "checked_by_type": list(gate.by_type),
                 "unchecked": list(gate.unchecked),
             }
-            for gate in found
+            for gate in found.unknown
         ],
     }

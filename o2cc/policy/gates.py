@@ -26,6 +26,7 @@ from o2cc.policy.names import ParsedModule
 from o2cc.policy.paths import Scope
 from o2cc.policy.structs import UNKNOWN, pointer_to, value_type
 from o2cc.policy.target import TargetCode
+from o2cc.policy.unknown_warnings import UnknownCallee, unknown_warnings
 from o2cc.syntax import nodes
 
 
@@ -158,6 +159,7 @@ class GateBuilder:
         self.target = target
         self.action = gate_action
         self.refused: dict[str, Diagnostic] = {}
+        self.unknown: list[UnknownCallee] = []
 
     def build(
         self,
@@ -196,12 +198,15 @@ class GateBuilder:
                 gate = self._tried(function, span)
                 if gate is not None:
                     gates.append(gate)
+        for diagnostic in unknown_warnings(self.unknown):
+            self.context.collector.add(diagnostic)
         return tuple(sorted(gates, key=lambda gate: gate.function))
 
     def _tried(self, function: str, span: Span) -> Gate | None:
         """The gate of a function that only pointers lead to.  The target knows types of what it calls directly: where
         what a library says needs more, there is no gate, and the function stands in ``refused``."""
         collector, broken = self.context.collector, set(self.context.broken_capabilities)
+        unknown = len(self.unknown)
         trial = Collector()
         self.context.collector = trial
         try:
@@ -210,6 +215,7 @@ class GateBuilder:
             self.context.collector = collector
         if trial.has_errors:
             self.context.broken_capabilities = broken
+            del self.unknown[unknown:]
             self.refused[function] = trial.diagnostics[0]
             return None
         for diagnostic in trial.diagnostics:
@@ -313,39 +319,23 @@ class GateBuilder:
         prototype: Prototype | None,
         span: Span,
     ) -> None:
-        checked = [
-            f"`{parameter.name}`"
-            for parameter in parameters
-            if parameter.type.struct is not None or parameter.type.kind is TypeKind.FUNCTION_POINTER
-        ]
-        unchecked = [
-            f"`{parameter.name}`"
-            for parameter in parameters
-            if parameter.type.kind is TypeKind.POINTER and parameter.type.struct is None
-        ]
-        notes = []
-        written = function if function.isidentifier() else f'"{function}"'
+        opaque = None
         original, _, suffix = function.partition(".")
         if suffix:
-            notes.append(
-                f"the compiler made it of `{original}`, perhaps with other parameters: none of its arguments is checked"
-            )
+            opaque = f"the compiler made it of `{original}`, perhaps with other parameters: none of its arguments is checked"
         elif prototype is None:
-            notes.append("no prototype is known either: none of its arguments is checked")
-        if checked:
-            notes.append(f"checked by type: {', '.join(checked)}")
-        if unchecked:
-            notes.append(f"not checked, since their types say nothing: {', '.join(unchecked)}")
-        self.context.collector.add(
-            warning(
-                "O2C0300",
-                f"what `{function}` does with its arguments is not known",
-                span,
-                "allowed here",
-                notes=notes,
-                help=f"say it with `gate {written}(...) {{ ... }}` or `extern fn {written}(...)`",
-            )
+            opaque = "no prototype is known either: none of its arguments is checked"
+        checked = tuple(
+            parameter.name
+            for parameter in parameters
+            if parameter.type.struct is not None or parameter.type.kind is TypeKind.FUNCTION_POINTER
         )
+        unchecked = tuple(
+            parameter.name
+            for parameter in parameters
+            if parameter.type.kind is TypeKind.POINTER and parameter.type.struct is None
+        )
+        self.unknown.append(UnknownCallee(function, span, checked, unchecked, opaque))
 
 
 def _better(first: tuple[Parameter, ...], second: tuple[Parameter, ...]) -> tuple[Parameter, ...]:

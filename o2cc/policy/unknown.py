@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which kernel functions a target calls that no library speaks of."""
+"""Which kernel functions a target calls, and which of them no library speaks of."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,10 +41,18 @@ class UnknownGate:
         return f"{self.prototype.returns} {self.function}({', '.join(parameters) or 'void'})"
 
 
-def unknown_gates(
-    description: Description, libraries: Iterable[str], resolve: Resolver
-) -> tuple[tuple[UnknownGate, ...], int]:
-    """The unknown direct callees by name, and how many there are in all.
+@dataclass(frozen=True, slots=True)
+class Callees:
+    """The direct callees of a target: the unknown ones by name, how many each library knows (those that know most
+    first), and how many there are in all."""
+
+    unknown: tuple[UnknownGate, ...]
+    known: dict[str, int]
+    total: int
+
+
+def callees_of(description: Description, libraries: Iterable[str], resolve: Resolver) -> Callees:
+    """What libraries know of the kernel functions that a target calls.
 
     ``libraries`` are the modules that are taken into account.  Raises DiagnosticError if one of them is broken.
     """
@@ -52,12 +61,15 @@ def unknown_gates(
     program = load_program(main, resolve, collector)
     collector.raise_if_errors()
     target = TargetCode(description)
-    found = [
-        _unknown(function, callers, target)
-        for function, callers in target.callees.items()
-        if program.extern(function) is None
-    ]
-    return tuple(found), len(target.callees)
+    unknown: list[UnknownGate] = []
+    known: Counter[str] = Counter()
+    for function, callers in target.callees.items():
+        extern = program.extern(function)
+        if extern is None:
+            unknown.append(_unknown(function, callers, target))
+        else:
+            known[extern[0].name] += 1
+    return Callees(tuple(unknown), dict(known.most_common()), len(target.callees))
 
 
 def _uses(libraries: Iterable[str]) -> nodes.PolicyFile:

@@ -32,7 +32,9 @@ def test_lists_what_stdlib_does_not_know(description: str) -> None:
     assert "int mystery(struct demo_object *object" in result.output
     assert "    not checked: buffer\n" in result.output
     assert "kfree(" not in result.output
-    assert result.output.endswith("of the 12 kernel functions that demo calls are unknown\n")
+    summary, modules = result.output.splitlines()[-2:]
+    assert summary.endswith("of the 12 kernel functions that demo calls are unknown")
+    assert "use std.linux (" in modules
 
 
 def test_says_who_calls(description: str) -> None:
@@ -43,6 +45,7 @@ def test_json(description: str) -> None:
     document = json.loads(gates(description, "--json").output)
     assert document["target"] == "demo"
     assert document["callees"] == 12
+    assert sum(document["known"].values()) + len(document["unknown"]) == 12
     (mystery,) = [item for item in document["unknown"] if item["function"] == "mystery"]
     assert mystery["callers"] == ["demo_write"]
     assert mystery["checked_by_type"] == ["object", "net", "callback"]
