@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from typing import TypedDict, Unpack
 
 CODE_PATTERN = re.compile(r"O2C0[1-9][0-9]{2}\Z")
 
@@ -136,64 +137,50 @@ class Diagnostic:
         )
 
 
+class Details(TypedDict, total=False):
+    """What a diagnostic may say beside its message and place; ``path``: the file that it is about as a whole."""
+
+    secondary: Iterable[Label]
+    notes: Iterable[str]
+    help: str | None
+    path: str | None
+
+
 def _make(
     severity: Severity,
     code: str,
     message: str,
     span: Span | None,
     label: str,
-    secondary: Iterable[Label],
-    notes: Iterable[str],
-    help: str | None,
-    path: str | None,
+    *,
+    secondary: Iterable[Label] = (),
+    notes: Iterable[str] = (),
+    help: str | None = None,
+    path: str | None = None,
 ) -> Diagnostic:
     primary = Label(span, label) if span is not None else None
     return Diagnostic(code, severity, message, primary, tuple(secondary), tuple(notes), help, path)
 
 
 def error(
-    code: str,
-    message: str,
-    span: Span | None = None,
-    label: str = "",
-    *,
-    secondary: Iterable[Label] = (),
-    notes: Iterable[str] = (),
-    help: str | None = None,
-    path: str | None = None,
+    code: str, message: str, span: Span | None = None, label: str = "", **details: Unpack[Details]
 ) -> Diagnostic:
     """An error at a span, or about the file `path`, or about the run as a whole."""
-    return _make(Severity.ERROR, code, message, span, label, secondary, notes, help, path)
+    return _make(Severity.ERROR, code, message, span, label, **details)
 
 
 def warning(
-    code: str,
-    message: str,
-    span: Span | None = None,
-    label: str = "",
-    *,
-    secondary: Iterable[Label] = (),
-    notes: Iterable[str] = (),
-    help: str | None = None,
-    path: str | None = None,
+    code: str, message: str, span: Span | None = None, label: str = "", **details: Unpack[Details]
 ) -> Diagnostic:
     """A warning; arguments as those of `error`."""
-    return _make(Severity.WARNING, code, message, span, label, secondary, notes, help, path)
+    return _make(Severity.WARNING, code, message, span, label, **details)
 
 
 def note(
-    code: str,
-    message: str,
-    span: Span | None = None,
-    label: str = "",
-    *,
-    secondary: Iterable[Label] = (),
-    notes: Iterable[str] = (),
-    help: str | None = None,
-    path: str | None = None,
+    code: str, message: str, span: Span | None = None, label: str = "", **details: Unpack[Details]
 ) -> Diagnostic:
     """A note; arguments as those of `error`."""
-    return _make(Severity.NOTE, code, message, span, label, secondary, notes, help, path)
+    return _make(Severity.NOTE, code, message, span, label, **details)
 
 
 class DiagnosticError(Exception):

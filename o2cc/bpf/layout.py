@@ -52,7 +52,6 @@ REGISTER_OFFSETS: dict[str, int] = {
         ]
     )
 }
-PT_REGS_SIZE = WORD * len(REGISTER_OFFSETS)
 
 
 def rows_name(table: str) -> str:

@@ -40,49 +40,15 @@ SiteKind = Literal[
     "indirect_jump",
     "return",
 ]
-SITE_KINDS: tuple[SiteKind, ...] = (
-    "store",
-    "read_modify_write",
-    "string",
-    "push",
-    "call",
-    "indirect_call",
-    "tail_call",
-    "indirect_jump",
-    "return",
-)
 WRITE_KINDS: frozenset[SiteKind] = frozenset({"store", "read_modify_write", "string", "push"})
 
 ValueKind = Literal[
     "argument", "call", "load", "static", "stack", "aligned_stack", "constant", "per_cpu", "merge", "unknown"
 ]
-VALUE_KINDS: tuple[ValueKind, ...] = (
-    "argument",
-    "call",
-    "load",
-    "static",
-    "stack",
-    "aligned_stack",
-    "constant",
-    "per_cpu",
-    "merge",
-    "unknown",
-)
 
 PatchKind = Literal[
     "alternative", "retpoline", "return", "static_call", "jump_label", "ftrace", "lock", "call_thunk", "endbr"
 ]
-PATCH_KINDS: tuple[PatchKind, ...] = (
-    "alternative",
-    "retpoline",
-    "return",
-    "static_call",
-    "jump_label",
-    "ftrace",
-    "lock",
-    "call_thunk",
-    "endbr",
-)
 
 
 CALLEE_SAVED_NAMES = frozenset(("rbx", "rbp", "r12", "r13", "r14", "r15"))  # System V ABI, AMD64 supplement

@@ -90,7 +90,7 @@ class Instruction:
     """One decoded instruction. ``write`` is the memory that it writes apart from pushes."""
 
     __slots__ = (
-        "address", "bit_register", "body", "conditional_write", "effect", "flow", "is_nop", "length",
+        "address", "bit_register", "body", "effect", "flow", "is_nop", "length",
         "lock", "mnemonic", "modifies", "operand", "place", "reads_stack_register", "relocated", "rep", "stack_write", "string", "symbol",
         "target",
         "write", "written",
@@ -109,7 +109,6 @@ class Instruction:
     string: bool
     rep: bool
     lock: bool
-    conditional_write: bool
     modifies: bool
     bit_register: int
     stack_write: bool

@@ -129,7 +129,7 @@ def _instruction(
     item.mnemonic = mnemonic
     item.flow = flow = _FLOWS[raw.flow_control]
     item.target = item.symbol = item.operand = item.write = item.place = None
-    item.string = item.rep = item.modifies = item.conditional_write = item.stack_write = False
+    item.string = item.rep = item.modifies = item.stack_write = False
     item.lock = raw.has_lock_prefix
     item.bit_register = NO_REGISTER
     item.reads_stack_register = 0
@@ -189,7 +189,6 @@ def _instruction(
             ):
                 memory = _memory(code, places, raw, part, displacement_link, stop=address + length)
                 item.write = memory
-                item.conditional_write = access in (OpAccess.COND_WRITE, OpAccess.READ_COND_WRITE)
                 item.modifies = access in (OpAccess.READ_WRITE, OpAccess.READ_COND_WRITE)
                 item.string = raw.is_string_instruction
                 item.rep = raw.has_rep_prefix or raw.has_repne_prefix if item.string else False

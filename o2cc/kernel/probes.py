@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from o2cc.kernel.boost import Boost, is_prefixed_call
 from o2cc.kernel.description import PatchKind, Probe
 from o2cc.kernel.flow import BasicBlock, Part, Unit
-from o2cc.kernel.instruction import RSP, Flow, Instruction
+from o2cc.kernel.instruction import Flow, Instruction
 from o2cc.kernel.patches import Patches
 
 JUMP_SIZE = 5
@@ -265,9 +265,6 @@ def register_mask(registers: Iterable[int]) -> int:
         if register >= 0:
             mask |= 1 << register
     return mask
-
-
-STACK_MASK = 1 << RSP
 
 
 def _has_group_boost(release: str) -> bool:

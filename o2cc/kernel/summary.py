@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict, dataclass
 
-from o2cc.kernel.description import Description, Function, Site
+from o2cc.kernel.description import Description, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,3 @@ def summary_as_json(description: Description) -> dict[str, object]:
         "target": asdict(description.target),
         **asdict(summarize(description)),
     }
-
-
-def find_function(description: Description, name: str) -> Function | None:
-    """The function (or ``.cold`` part) of that name."""
-    return description.function_by_name.get(name)

@@ -9,18 +9,6 @@ from typing import Literal
 TypeKind = Literal[
     "void", "int", "float", "pointer", "array", "struct", "union", "enum", "function", "unknown"
 ]
-TYPE_KINDS: tuple[TypeKind, ...] = (
-    "void",
-    "int",
-    "float",
-    "pointer",
-    "array",
-    "struct",
-    "union",
-    "enum",
-    "function",
-    "unknown",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +116,6 @@ class TypeTable:
     @cached_property
     def struct_by_name(self) -> Mapping[str, Struct]:
         return {item.name: item for item in self.structs}
-
-    @cached_property
-    def enum_by_name(self) -> Mapping[str, Enum]:
-        return {item.name: item for item in self.enums}
 
     @cached_property
     def prototype_by_name(self) -> Mapping[str, Prototype]:

@@ -166,8 +166,3 @@ def _mention(into: dict[str, Mention], name: str, mention: Mention) -> None:
     earlier = into.get(name)
     if earlier is None or mention.exactness < earlier.exactness:
         into[name] = mention
-
-
-def sorted_names(names: Mapping[str, Mention]) -> tuple[str, ...]:
-    """The names in order."""
-    return tuple(sorted(names))

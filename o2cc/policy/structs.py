@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from o2cc.kernel.type_table import Struct, TypeReference, TypeTable
+from o2cc.kernel.type_table import TypeReference, TypeTable
 from o2cc.policy.model import TypeKind, ValueType
 
 _DEPTH_LIMIT = 16
@@ -18,7 +18,6 @@ _OPS_SUFFIXES = ("_ops", "_operations", "_protocol", "_funcs", "_vtable")
 
 BOOLEAN = ValueType(TypeKind.BOOLEAN, size=1)
 WORD = ValueType(TypeKind.INTEGER, size=8)
-SIGNED_WORD = ValueType(TypeKind.INTEGER, size=8, signed=True)
 POINTER = ValueType(TypeKind.POINTER)
 UNKNOWN = ValueType(TypeKind.UNKNOWN)
 
@@ -121,8 +120,3 @@ def powerful_members(table: TypeTable, struct: str) -> tuple[PowerfulMember, ...
         if why is not None:
             found.setdefault(path, PowerfulMember(path, offset, reference.size or 8, why))
     return tuple(sorted(found.values(), key=lambda member: (member.offset, member.path)))
-
-
-def struct_of(table: TypeTable, name: str) -> Struct | None:
-    """The struct or union of that name."""
-    return table.struct_by_name.get(name)

@@ -139,18 +139,6 @@ def read_symbols(module: str | None) -> Symbols:
     return Symbols(addresses, frozenset(ambiguous))
 
 
-def read_modules_symbols(names: Iterable[str]) -> dict[str, int]:
-    """Addresses of functions by name, whatever module they are in; the first of several."""
-    wanted = set(names)
-    found: dict[str, int] = {}
-    with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            parts = line.split()
-            if parts[2] in wanted:
-                found.setdefault(parts[2], int(parts[0], 16))
-    return found
-
-
 def functions_of(module: str, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """Addresses of functions of a loaded module, or of those of the kernel that it refers to, by name.
 

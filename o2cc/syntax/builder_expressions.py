@@ -84,11 +84,6 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
             )
         return node
 
-    @property
-    def too_deep(self) -> bool:
-        """Whether an expression is deeper than later stages can be expected to recurse."""
-        return self._too_deep
-
     def _want_unit(self, value: n.Expression, *, time: bool, what: str) -> None:
         if not isinstance(value, n.Integer):
             return

@@ -30,7 +30,6 @@ from tests.vm.guest.enforcer_support import (
 )
 from tests.vm.guest.waiting import wait_until
 
-NOT_A_WRITE_BY_MEMORY = ("mov_rsp", "mov_gs", "add_gs")
 RESULT = -13
 
 
