@@ -90,6 +90,32 @@ def test_commands_exist_with_their_options(page: str, line: str) -> None:
     assert [option for option in asked if option not in known] == [], f"{page}: {line}"
 
 
+def _all_commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=name)
+        for inner in command.list_commands(context):
+            found = command.get_command(context, inner)
+            assert found is not None
+            yield from _all_commands(found, f"{name} {inner}")
+    else:
+        yield name, command
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [*_all_commands(o2cc, "o2cc"), *_all_commands(o2c, "o2c")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_table_of_commands_has_every_command_with_every_option(name: str, command: click.Command) -> None:
+    """Catches an option that was added or renamed and is documented only in its help."""
+    (row,) = re.findall(
+        rf"^\| `{name}(?:`| [^a-z`].*`).*$", (_ROOT / "docs/commands.md").read_text("utf-8"), re.M
+    )
+    options = {max(item.opts, key=len) for item in command.params if isinstance(item, click.Option)}
+    everywhere = {"--error-format", "--help", "--version"}
+    assert set(re.findall(r"`(--?[\w-]+)`", row)) == options - everywhere
+
+
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
