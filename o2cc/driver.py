@@ -139,13 +139,14 @@ def compile_source(
     """Everything up to optimized IR, with the warnings.  Raises DiagnosticError."""
     with watch.stage("description"):
         module = _module_file(options.kernel)
+    directory = Path(source.name).parent if not source.name.startswith("<") else None
+    resolve = FileResolver(directory, further=tuple(map(Path, options.search_path)))
     with watch.stage("syntax"):
         parsed = parse_policy(source)
+        resolve.read_used(parsed)
     with watch.stage("description"):
         target = target_of(parsed)
         description = module.describe() if module else find_description(target, options.kernel, source)
-    directory = Path(source.name).parent if not source.name.startswith("<") else None
-    resolve = FileResolver(directory, further=tuple(map(Path, options.search_path)))
     tree_path = tree_path_of(parsed)
     if tree_path is not None:
         from o2cc.trees.file import read_tree  # late: brings numpy

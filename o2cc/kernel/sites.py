@@ -35,7 +35,6 @@ from o2cc.kernel.values import (
     STACK,
     Definition,
     Held,
-    State,
     ValueAnalysis,
     Values,
     frame_address,
@@ -157,7 +156,10 @@ def describe_unit(analysis: ValueAnalysis, values: Values, facts: UnitFacts) -> 
         block = unit.blocks[start]
         part = _part_of(unit, start)
         builder = _SiteBuilder(unit, part, block, contexts[part.start], table, facts, sites[part.start])
-        analysis.replay(block, values.starts[start], builder.add)
+        for index, item in enumerate(block.instructions):
+            registers = values.before.get(item.address)
+            if registers is not None:
+                builder.add(index, item, registers)
         if builder.unknown_height is not None and start not in unreached:
             offset = builder.unknown_height - part.start
             problems[part.start].append(f"+{offset:#x}: the stack height is not known")
@@ -294,7 +296,7 @@ def _patch_sites(part: Part, facts: UnitFacts) -> tuple[PatchSite, ...]:
 
 
 class _SiteBuilder:
-    """Collects the sites of one block while the value analysis replays it."""
+    """Collects the sites of one block."""
 
     def __init__(
         self,
@@ -317,29 +319,28 @@ class _SiteBuilder:
         self.unknown_height: int | None = None
         self.frame_pointer = False
 
-    def add(self, item: Instruction, state: State) -> None:
-        self.index += 1
+    def add(self, index: int, item: Instruction, registers: list[Held]) -> None:
+        """Take the instruction at ``index`` of the block, with what registers hold before it."""
+        self.index = index
         realigned = self.table.values.realigned
-        self.frame_pointer = state.registers[RBP] in ((STACK, -8), (realigned, _REALIGNED_BASE))
+        self.frame_pointer = registers[RBP] in ((STACK, -8), (realigned, _REALIGNED_BASE))
         flow = item.flow
-        if flow == Flow.NEXT and item.write is None and not item.stack_write:
-            return
-        top = state.registers[RSP]
+        top = registers[RSP]
         height = -top[1] if top[0] == STACK else None
         if flow == Flow.NEXT:
             if item.write is not None:
-                self._write(item, state, height)
+                self._write(item, registers, height)
             elif frame_range(self.table.values.definitions, top, 0) is None:
                 memory = Memory(RSP, NO_REGISTER, 1, -8, None, None, 8)
                 self._site(item, "push", height, _operand(memory), 8, register_mask([RSP]), None, top)
         elif flow == Flow.CALL:
             if not is_ftrace_entry(item):
-                self._call(item, state, height, "call")
+                self._call(item, registers, height, "call")
         elif flow in (Flow.JUMP, Flow.CONDITIONAL):
             if self._is_tail_call(item):
-                self._call(item, state, height, "tail_call")
+                self._call(item, registers, height, "tail_call")
         elif flow in (Flow.INDIRECT_CALL, Flow.INDIRECT_JUMP):
-            self._indirect(item, state, height)
+            self._indirect(item, registers, height)
         elif flow == Flow.RETURN:
             self._site(item, "return", height, None, 0, register_mask([RSP]), None, None)
         if frame_range(self.table.values.definitions, top, 0) is None and self.unknown_height is None:
@@ -350,15 +351,15 @@ class _SiteBuilder:
             return item.symbol is not None
         return not any(part.start <= item.target < part.end for part in self.unit.parts)
 
-    def _write(self, item: Instruction, state: State, height: int | None) -> None:
+    def _write(self, item: Instruction, registers: list[Held], height: int | None) -> None:
         memory = item.write
         assert memory is not None
         kind: SiteKind = "string" if item.string else "read_modify_write" if item.modifies else "store"
-        held = state.registers[memory.base] if memory.base != NO_REGISTER else None
+        held = registers[memory.base] if memory.base != NO_REGISTER else None
         frame = frame_address(held, memory) if held is not None else None
         within = None
         simple = memory.index == NO_REGISTER and memory.segment is None and memory.static is None
-        count = self._constant(state.registers[RCX]) if item.rep else None
+        count = self._constant(registers[RCX]) if item.rep else None
         if item.bit_register != NO_REGISTER:
             frame = None
         elif held is not None and simple and memory.size and (not item.rep or count is not None):
@@ -377,35 +378,35 @@ class _SiteBuilder:
         definition = self.table.values.definitions[held[0]]
         return definition[1] if definition[0] == "constant" else None
 
-    def _call(self, item: Instruction, state: State, height: int | None, kind: SiteKind) -> None:
+    def _call(self, item: Instruction, registers: list[Held], height: int | None, kind: SiteKind) -> None:
         target = _callee(self.facts.layout, item)
         prototype = self.facts.prototypes.get(target) if target is not None else None
         count = 6 if prototype is None or prototype.variadic else min(6, len(prototype.parameters))
         needed = register_mask(ARGUMENT_REGISTERS[:count])
-        arguments = self._arguments(state, count, prototype is not None)
+        arguments = self._arguments(registers, count, prototype is not None)
         self._site(item, kind, height, None, 0, needed, None, None, target, arguments)
 
-    def _indirect(self, item: Instruction, state: State, height: int | None) -> None:
+    def _indirect(self, item: Instruction, registers: list[Held], height: int | None) -> None:
         kind: SiteKind = "indirect_call" if item.flow == Flow.INDIRECT_CALL else "indirect_jump"
-        arguments = self._arguments(state, 6, False)
+        arguments = self._arguments(registers, 6, False)
         operand = item.operand
         if isinstance(operand, int):
-            held = state.registers[operand]
+            held = registers[operand]
             register = Operand(REGISTERS[operand], is_memory=False)
             self._site(item, kind, height, register, 0, register_mask([operand]), None, held, None, arguments)
             return
         if operand is None:
             self._site(item, kind, height, None, 0, 0, None, None, None, arguments)
             return
-        held_base = state.registers[operand.base] if operand.base != NO_REGISTER else None
+        held_base = registers[operand.base] if operand.base != NO_REGISTER else None
         needed = register_mask([operand.base, operand.index])
         self._site(item, kind, height, _operand(operand), 0, needed, None, held_base, None, arguments)
 
-    def _arguments(self, state: State, count: int, certain: bool) -> tuple[Argument | None, ...]:
+    def _arguments(self, registers: list[Held], count: int, certain: bool) -> tuple[Argument | None, ...]:
         result: list[Argument | None] = []
         definitions = self.table.values.definitions
         for register in ARGUMENT_REGISTERS[:count]:
-            value, offset = state.registers[register]
+            value, offset = registers[register]
             kind = definitions[value][0]
             # Without a prototype, a register that nothing set on purpose is left out.
             if kind in ("unknown", "start", "entry") and not certain:

@@ -61,7 +61,8 @@ class State:
 
 @dataclass
 class Values:
-    """The result: definitions by number, start states by block, and what the prologue saves.
+    """The result: definitions by number, start states by block, the registers before each instruction that writes
+    memory or does not go on to the next, and what the prologue saves.
 
     ``realigned``: the aligned stack pointer of a function that begins with ``lea r10, [rsp + 8]; and rsp, -16; push
     [r10 - 8]; push rbp; mov rbp, rsp`` and then saves registers, r10 among them. ``saved`` then counts from the copy of
@@ -74,6 +75,7 @@ class Values:
 
     definitions: list[Definition]
     starts: dict[int, State]
+    before: dict[int, list[Held]]
     saved: dict[int, int]
     frame_escapes: bool
     unreached: list[int] = field(default_factory=list)
@@ -94,6 +96,7 @@ class ValueAnalysis:
         self.saved_aligned: dict[int, int] = {}
         self.aligned: int | None = None
         self.frame_escapes = _frame_escapes(unit)
+        self.before: dict[int, list[Held]] = {}
         self.protected: set[Held] = set()
         self.reused: set[Held] = set()
 
@@ -163,7 +166,9 @@ class ValueAnalysis:
         ]
         realigned = self._realigned()
         saved = self.saved if realigned is None else self.saved_aligned
-        return Values(self.definitions, starts, saved, self.frame_escapes, sorted(unreached), realigned)
+        return Values(
+            self.definitions, starts, self.before, saved, self.frame_escapes, sorted(unreached), realigned
+        )
 
     def replay(self, block: BasicBlock, start: State, record: Record) -> State:
         """Call ``record`` with every instruction of the block and the state before it (not to be kept); gives back
@@ -237,6 +242,7 @@ class ValueAnalysis:
         registers, slots = state.registers, state.slots
         number = self.number
         clobbers = self.unit.clobbers
+        before = self.before
         for item in block.instructions:
             if record is not None:
                 record(item, state)
@@ -244,6 +250,8 @@ class ValueAnalysis:
             effect = item.effect
             kind = effect[0]
             flow = item.flow
+            if flow != Flow.NEXT or item.write is not None or item.stack_write:
+                before[address] = registers.copy()
             if flow == Flow.CALL or flow == Flow.INDIRECT_CALL:
                 if not is_ftrace_entry(item):
                     self._call(address, registers, slots)

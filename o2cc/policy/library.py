@@ -12,6 +12,7 @@ from pathlib import Path
 from o2cc.diagnostics import DiagnosticError, SourceFile, error
 from o2cc.policy.names import ParsedModule
 from o2cc.resources import resource_directory
+from o2cc.syntax import nodes
 from o2cc.syntax.parser import parse
 
 _STANDARD = "std"
@@ -48,6 +49,15 @@ class FileResolver:
         module = ParsedModule(name, source, parse(source))
         self._parsed[name] = module
         return module
+
+    def read_used(self, module: ParsedModule) -> None:
+        """Parse what a module uses, and what that uses, ahead of their first use; what is not there is not
+        complained about yet.  Raises DiagnosticError."""
+        for item in module.file.items:
+            if isinstance(item, nodes.Use) and item.module.text not in self._parsed:
+                found = self(item.module.text)
+                if found is not None:
+                    self.read_used(found)
 
     @property
     def sources(self) -> tuple[SourceFile, ...]:
