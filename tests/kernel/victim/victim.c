@@ -315,6 +315,13 @@ static int keep(unsigned int command)
 	return 0;
 }
 
+static int renew_old(void)
+{
+	kfree(old_object);
+	old_object = kzalloc(sizeof(*old_object), GFP_KERNEL);
+	return old_object ? 0 : -ENOMEM;
+}
+
 static int attack(unsigned int command, struct victim_object *object)
 {
 	u64 *foreign = bystander_foreign();
@@ -383,8 +390,12 @@ static int attack(unsigned int command, struct victim_object *object)
 		call_update((struct bystander_shared *)object);
 		return 0;
 	case VICTIM_OLD_OBJECT:
+		if (!old_object)
+			return -ENOENT;
 		store_word(&old_object->words[0], 1);
 		return 0;
+	case VICTIM_RENEW_OLD:
+		return renew_old();
 	case VICTIM_OLD_FOREIGN:
 		store_word(old_foreign, 1);
 		return 0;

@@ -52,5 +52,7 @@
 #define VICTIM_POINTER_TO_COPY  _IO('V', 27)
 /* An object of the module's own in place of one that the kernel gave. */
 #define VICTIM_FORGED_OBJECT    _IO('V', 28)
+/* Free the object that was allocated when the module was loaded, and allocate another, zeroed, in its place. */
+#define VICTIM_RENEW_OLD        _IO('V', 29)
 
 #endif

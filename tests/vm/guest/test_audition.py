@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects from before loading, judged by a tree in the kernel (tests/kernel/victim/victim.tree.json).
 
-The victim's old object is 88 zeroed bytes of kmalloc-96, the bystander's 64 bytes of kmalloc-64.
+The victim's old object is 88 zeroed bytes of kmalloc-96, the bystander's 64 bytes of kmalloc-64; the object that the
+victim keeps is 48 bytes of a cache of its own, of which the tree is not sure.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from o2cc.runtime.status import gather
 from tests.vm.guest.victim_support import NAME, Victim, events, loaded, names_of, unload_all
 from tests.vm.policies import guest_object
 
-OLD_OBJECT, OLD_FOREIGN = 18, 19
+OLD_OBJECT, OLD_FOREIGN, KEEP, USE_KEPT, RELEASE, RENEW_OLD = 18, 19, 23, 24, 25, 29
+DISAGREES = ("audition disagrees at free", "store_word")
+UNCERTAIN = ("uncertain object", "store_word")
 ONE_FUNCTION = LoadOptions(wanted=lambda site: site.function == "store_word")
 
 
@@ -25,6 +28,7 @@ ONE_FUNCTION = LoadOptions(wanted=lambda site: site.function == "store_word")
 def victim() -> Iterator[Victim]:
     unload_all()
     device = Victim()
+    assert device.run(RENEW_OLD) == 0, "zeroed, whatever earlier tests wrote to it"
     yield device
     device.close()
     if NAME in state.names():
@@ -46,6 +50,25 @@ def test_a_foreign_object_is_caught_at_its_first_access(victim: Victim) -> None:
     with loaded(guest_object("audition"), ONE_FUNCTION):
         victim.run(OLD_FOREIGN)
         assert names_of(events()[0]) == (("store", "store_word"),), "certain, not provisional"
+
+
+def test_an_object_that_is_another_when_it_is_freed_is_reported(victim: Victim) -> None:
+    """The victim's own store makes the old object look foreign; the event names the place of its first access."""
+    with loaded(guest_object("audition"), ONE_FUNCTION):
+        victim.run(OLD_OBJECT)
+        assert events()[0] == []
+        victim.run(RENEW_OLD)
+        assert DISAGREES in names_of(events()[0])
+        victim.run(RENEW_OLD)
+        assert DISAGREES not in names_of(events()[0]), "the new object was never auditioned"
+
+
+def test_an_object_of_which_the_tree_is_not_sure_has_an_event_of_its_own(victim: Victim) -> None:
+    assert victim.run(KEEP) == 0
+    with loaded(guest_object("audition"), ONE_FUNCTION):
+        assert victim.run(USE_KEPT) == 1, "let through"
+        assert names_of(events()[0]) == (UNCERTAIN,)
+    victim.run(RELEASE)
 
 
 def test_without_the_tree_both_are_only_untracked(victim: Victim) -> None:
