@@ -228,7 +228,7 @@ def peers(
             Contestant(program, CompiledTree(Form.BRANCHES, (Subprogram("tree", code),), features, b"", ()))
         )
     contestants.append(Contestant("table", compile_tree(tree, form=Form.TABLE, features=features)))
-    contestants.append(Contestant("bound", compile_tree(shape, features=features)))
+    contestants.append(Contestant("bound", compile_tree(shape, features=features, selects=False)))
     contestants.append(Contestant(LOOP, CompiledTree(Form.BRANCHES, empty_tree(), features, b"", ())))
     return compete(name, contestants, words, imported.reference.predict(vectors).tolist(), rounds, copies)
 

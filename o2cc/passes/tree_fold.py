@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from o2cc.trees.graph import Choice, DecisionGraph, Outcome
 from o2cc.trees.thresholds import WORD_MAX
@@ -48,6 +48,6 @@ class TreeFold:
             else:
                 interval[feature] = saved
                 high_number, low_number = built.pop(), built.pop()
-                nodes.append(Choice(feature, threshold, low_number, high_number, node.weight))
+                nodes.append(replace(node, low=low_number, high=high_number))
                 built.append(len(nodes) - 1)
         return DecisionGraph(tuple(nodes))

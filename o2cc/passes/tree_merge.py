@@ -29,12 +29,21 @@ class TreeMerge:
                 node = replace(node, low=low, high=high)
             if key in known:
                 number = known[key]
-                nodes[number] = replace(nodes[number], weight=nodes[number].weight + node.weight)
+                nodes[number] = _together(nodes[number], node)
             else:
                 number = known[key] = len(nodes)
                 nodes.append(node)
             place.append(number)
         return _reachable(nodes, place[graph.root])
+
+
+def _together(one: Choice | Outcome, other: Choice | Outcome) -> Choice | Outcome:
+    """One of two equal nodes, with the samples of both."""
+    if isinstance(one, Choice) and isinstance(other, Choice):
+        low_weight, high_weight = one.low_weight + other.low_weight, one.high_weight + other.high_weight
+        return replace(one, low_weight=low_weight, high_weight=high_weight)
+    assert isinstance(one, Outcome)
+    return replace(one, weight=one.weight + other.weight)
 
 
 def _reachable(nodes: list[Choice | Outcome], root: int) -> DecisionGraph:

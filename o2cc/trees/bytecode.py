@@ -28,6 +28,7 @@ class Op(IntEnum):
     STX_U64 = 0x7B
     ST_U64 = 0x7A
     MOV_IMM = 0xB7
+    MOV32_IMM = 0xB4
     MOV_REG = 0xBF
     ADD_IMM = 0x07
     ADD_REG = 0x0F
@@ -37,6 +38,7 @@ class Op(IntEnum):
     MUL_IMM = 0x27
     LSH_IMM = 0x67
     RSH_IMM = 0x77
+    ARSH_IMM = 0xC7
     JA = 0x05
     JEQ_IMM = 0x15
     JNE_IMM = 0x55

@@ -9,10 +9,13 @@ How a test `w <= t` is made, the first of these that is exact:
     immediate   t or t + 1 is a sign-extended 32-bit immediate: compare the whole word
     32-bit      the paths here leave w one upper half: compare the lower halves, any immediate
     upper half  t ends in 32 ones: load the upper half only and compare it with t >> 32
+    shift       w is not needed again and t + 1 ends in zeros: shift w right and compare it with an immediate
     register    load t into a register (two slots) and compare the whole word
 
 A value that further tests of the same region need stays in a register.  A region ends where paths join:
 there, nothing but r1 is assumed.
+
+A test between two outcomes that is hard to predict is computed without a jump (`o2cc.trees.selection`).
 
 An outcome that a jump leads to is put into r0 before the comparison, and the jump goes to the one exit: a jump
 to a block that sets r0 and then leaves would be two jumps in machine code.  Outcomes that few samples reach
@@ -28,6 +31,14 @@ from enum import StrEnum
 from o2cc.passes.tree_ranges import Interval
 from o2cc.trees.bytecode import Assembler, Op, fits_immediate
 from o2cc.trees.graph import Choice, DecisionGraph, Outcome
+from o2cc.trees.selection import (
+    LOWER_HALF,
+    PREDICTABLE,
+    load_constant,
+    selection_of,
+    shift_of,
+    write_choice,
+)
 
 OUTCOME = 0
 VECTOR = 1
@@ -36,11 +47,11 @@ KEPT = (2, 3, 4)
 """Registers for values, kept while they are needed again.  Those from 6 on would be saved and restored by every call, which
 costs more than the loads that they spare (measured)."""
 
-RARE = 16
-"""An outcome is rare where less than one in so many samples goes there."""
+RARE = 4
+"""An outcome is rare where less than one in so many samples goes there; from 3 to 16 time is the same, instructions are not
+(measured)."""
 
 EXIT = "exit"
-LOWER_HALF = 2**32 - 1
 WORD_BYTES = 8
 
 Value = tuple[int, bool]
@@ -104,7 +115,8 @@ class _Registers:
 class Writer:
     """Writes one subprogram: everything that `root` leads to, up to the nodes in `calls`.
 
-    `calls` maps nodes that are subprograms of their own to the labels of these.
+    `calls` maps nodes that are subprograms of their own to the labels of these.  `selects`: compute outcomes that are hard
+    to predict.
     """
 
     graph: DecisionGraph
@@ -112,6 +124,7 @@ class Writer:
     slots: Mapping[int, int]
     calls: Mapping[int, str]
     root: int
+    selects: bool = True
 
     def __post_init__(self) -> None:
         self.code = Assembler()
@@ -206,11 +219,38 @@ class Writer:
                 registers = _Registers({})
             node = self.graph.nodes[number]
             assert isinstance(node, Choice)
+            if self.selects and self._select(number, node, registers):
+                return
             following, aside = self._sides(node, registers)
             self._write_test(number, node, aside, registers)
             if not self._is_end(aside) and aside not in self.written:
                 self.pending.append((aside, registers.copy()))
             number = following
+
+    def _select(self, number: int, node: Choice, registers: _Registers) -> bool:
+        """Compute the outcome, where both sides are one and neither is rare; whether it was done.  The path ends."""
+        low, high = self._outcome(node.low), self._outcome(node.high)
+        rarer = min(node.low_weight, node.high_weight)
+        if low is None or high is None or rarer * PREDICTABLE < node.weight:
+            return False
+        comparison = comparison_of(node, self.intervals[number])
+        upper = comparison.form is Form.UPPER
+        half = upper or comparison.form is Form.LOWER
+        selection = selection_of(node.threshold, self.intervals[number], half=half, upper=upper)
+        if selection is None:
+            return False
+        register = registers.values.get((node.feature, upper)) if upper or not half else None
+        if register is None:
+            register = OUTCOME if selection.below else CONSTANT
+            offset = self.slots[node.feature] * WORD_BYTES + (4 if upper else 0)
+            self.code.emit(Op.LDX_U32 if half else Op.LDX_U64, register, VECTOR, offset)
+        selection.write(self.code, OUTCOME, register)
+        if selection.below:
+            write_choice(self.code, OUTCOME, otherwise=high, negative=low)
+        else:
+            write_choice(self.code, OUTCOME, otherwise=low, negative=high)
+        self._write_exit()
+        return True
 
     def _sides(self, node: Choice, registers: _Registers) -> tuple[int, int]:
         """The child that follows in line, and the one that is jumped to."""
@@ -225,8 +265,7 @@ class Writer:
             return (end, inner) if inner in self.written else (inner, end)
         if (low in self.written) != (high in self.written):
             return (high, low) if low in self.written else (low, high)
-        heavier_is_low = self.graph.nodes[low].weight >= self.graph.nodes[high].weight
-        return (low, high) if heavier_is_low else (high, low)
+        return (low, high) if node.low_weight >= node.high_weight else (high, low)
 
     def _outcome(self, number: int) -> int | None:
         """The outcome that a path ends with at this node; None when it does not, or calls."""
@@ -240,7 +279,7 @@ class Writer:
             if self._is_end(aside):
                 self.wanted.setdefault(aside)
             return self._name(aside)
-        is_rare = self.graph.nodes[aside].weight * RARE < node.weight
+        is_rare = node.weight_of(aside) * RARE < node.weight
         if is_rare and registers.outcome != value:
             self.wanted.setdefault(aside)
             return self._name(aside)
@@ -256,10 +295,17 @@ class Writer:
             self._load_early(self.surely[node.low] & self.surely[node.high], registers, register)
         jumps_high = aside == node.high
         threshold, form = comparison.threshold, comparison.form
-        if form is Form.REGISTER:
+        shift = 0 if register in registers.values.values() else shift_of(threshold)
+        is_shifted = form is Form.REGISTER and shift > 0 and fits_immediate(threshold >> shift)
+        if is_shifted:
+            self.code.emit(Op.RSH_IMM, register, immediate=shift)
+        elif form is Form.REGISTER:
             self._load_constant(threshold, registers)
         target = self._target(node, aside, registers)
-        if form is Form.REGISTER:
+        if is_shifted:
+            op = Op.JGT_IMM if jumps_high else Op.JLE_IMM
+            self.code.emit(op, register, immediate=threshold >> shift, target=target)
+        elif form is Form.REGISTER:
             self.code.emit(Op.JGT_REG if jumps_high else Op.JLE_REG, register, CONSTANT, target=target)
         elif form is Form.IMMEDIATE and not fits_immediate(threshold):
             op = Op.JGE_IMM if jumps_high else Op.JLT_IMM
@@ -316,7 +362,7 @@ class Writer:
         """Make CONSTANT hold the threshold: reused or moved from what it held where that is shorter."""
         held = registers.constant
         if held is None or (held != threshold and not -(2**31) <= threshold - held < 2**31):
-            self.code.emit(Op.LD_IMM64, CONSTANT, immediate=threshold)
+            load_constant(self.code, CONSTANT, threshold)
         elif held != threshold:
             self.code.emit(Op.ADD_IMM, CONSTANT, immediate=threshold - held)
         registers.constant = threshold

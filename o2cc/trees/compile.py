@@ -101,9 +101,11 @@ def compile_tree(
     budget: int | None = None,
     form: Form | None = None,
     features: Sequence[int] | None = None,
+    selects: bool = True,
 ) -> CompiledTree:
     """Compile a tree.  `budget`: most instructions, above which the table is taken; `form`: insist on one;
-    `features`: what the words given to the program are, in order, when they are not just those that it reads.
+    `features`: what the words given to the program are, in order, when they are not just those that it reads;
+    `selects`: compute outcomes that are hard to predict instead of jumping to them.
 
     DiagnosticError when the tree reads too many features, or the form insisted on is not possible.
     """
@@ -120,7 +122,7 @@ def compile_tree(
     slots = {feature: slot for slot, feature in enumerate(features)}
     if form is not Form.TABLE:
         intervals = TreeRanges().intervals(graph)
-        subprograms = _branches(graph, intervals, slots)
+        subprograms = _branches(graph, intervals, slots, selects)
         if subprograms is None:
             steps.append("subprograms would nest too deep or be too many")
         else:
@@ -149,10 +151,10 @@ def compile_tree(
 
 
 def _branches(
-    graph: DecisionGraph, intervals: Sequence[Interval], slots: dict[int, int]
+    graph: DecisionGraph, intervals: Sequence[Interval], slots: dict[int, int], selects: bool
 ) -> tuple[Subprogram, ...] | None:
     """One subprogram if it is small enough, else several; None when they would nest too deep."""
-    whole = Writer(graph, intervals, slots, {}, graph.root).write()
+    whole = Writer(graph, intervals, slots, {}, graph.root, selects).write()
     if whole.position <= LARGEST_SUBPROGRAM:
         return (Subprogram("tree", whole),)
     limit = LARGEST_SUBPROGRAM * 3 // 4
@@ -161,9 +163,10 @@ def _branches(
         if len(cuts) + 1 > MOST_SUBPROGRAMS or nesting(graph, cuts) > DEEPEST_NESTING:
             return None
         calls = {number: f"part{number}" for number in cuts}
-        parts = [Subprogram("tree", Writer(graph, intervals, slots, calls, graph.root).write())]
+        parts = [Subprogram("tree", Writer(graph, intervals, slots, calls, graph.root, selects).write())]
         parts += [
-            Subprogram(calls[n], Writer(graph, intervals, slots, calls, n).write()) for n in reversed(cuts)
+            Subprogram(calls[n], Writer(graph, intervals, slots, calls, n, selects).write())
+            for n in reversed(cuts)
         ]
         if all(part.code.position <= LARGEST_SUBPROGRAM for part in parts):
             return tuple(parts)

@@ -15,13 +15,23 @@ from o2cc.trees.tree import IntegerTree, Leaf, Test
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """`feature <= threshold` goes to node `low`, else to `high`; `weight` is how many samples came here."""
+    """`feature <= threshold` goes to node `low`, else to `high`; so many samples went each way, a leaf counting as one."""
 
     feature: int
     threshold: int
     low: int
     high: int
-    weight: int = 0
+    low_weight: int = 1
+    high_weight: int = 1
+
+    @property
+    def weight(self) -> int:
+        """How many samples came here."""
+        return self.low_weight + self.high_weight
+
+    def weight_of(self, child: int) -> int:
+        """How many of them went to this child."""
+        return self.low_weight if child == self.low else self.high_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +39,7 @@ class Outcome:
     """The answer, an unsigned 31-bit number: a class, or whatever the policy makes of a leaf."""
 
     value: int
-    weight: int = 0
+    weight: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.value < 2**31:
@@ -78,9 +88,9 @@ def graph_of(tree: IntegerTree, outcome: Callable[[Leaf], int] = class_outcome) 
         node = tree.nodes[number]
         if isinstance(node, Test):
             low, high = place[node.low], place[node.high]
-            weight = nodes[low].weight + nodes[high].weight
-            nodes.append(Choice(node.feature, node.threshold, low, high, weight))
+            weights = nodes[low].weight, nodes[high].weight
+            nodes.append(Choice(node.feature, node.threshold, low, high, *weights))
         else:
-            nodes.append(Outcome(outcome(node), node.samples))
+            nodes.append(Outcome(outcome(node), max(node.samples, 1)))
         place[number] = len(nodes) - 1
     return DecisionGraph(tuple(nodes))

@@ -102,12 +102,23 @@ class Machine:
             registers[i.dst] = _TABLE_BASE if i.src == MAP_VALUE else i.immediate & WORD
         elif i.op is Op.MOV_IMM:
             registers[i.dst] = _extended(i.immediate)
+        elif i.op is Op.MOV32_IMM:
+            registers[i.dst] = i.immediate & HALF
         elif i.op is Op.MOV_REG:
             registers[i.dst] = registers[i.src]
         elif i.op is Op.ADD_IMM:
             registers[i.dst] = (registers[i.dst] + i.immediate) & WORD
         elif i.op is Op.ADD_REG:
             registers[i.dst] = (registers[i.dst] + registers[i.src]) & WORD
+        elif i.op is Op.SUB_REG:
+            registers[i.dst] = (registers[i.dst] - registers[i.src]) & WORD
+        elif i.op is Op.AND_IMM:
+            registers[i.dst] &= _extended(i.immediate)
+        elif i.op is Op.RSH_IMM:
+            registers[i.dst] >>= i.immediate
+        elif i.op is Op.ARSH_IMM:
+            sign = WORD if registers[i.dst] >> 63 else 0
+            registers[i.dst] = (registers[i.dst] | sign << 64) >> i.immediate & WORD
         elif i.op is Op.LSH_IMM:
             registers[i.dst] = (registers[i.dst] << i.immediate) & WORD
         elif i.op not in _COMPARE and i.op not in _COMPARE_HALF:
