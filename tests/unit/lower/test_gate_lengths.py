@@ -48,6 +48,17 @@ def test_a_transformation_of_its_own_making_is_refused() -> None:
     assert kernel.kinds(kernel.run(site, forged, forged, 64, kernel.object(32, OWN))) == [REQUIREMENT]
 
 
+def test_a_transformation_that_is_not_there_may_be_given_back() -> None:
+    """Catches a report when a socket ends that never had one: the field's address in nothing is no kernel pointer."""
+    kernel = confined()
+    site = kernel.noted("call of crypto_destroy_tfm")
+    base = offset_of("crypto_shash", "base")
+    known, own = _transformation(kernel, 16), _transformation(kernel, 16, OWN)
+    for given in (0, 2**64 - 2, known):
+        assert kernel.kinds(kernel.run(site, given, (given + base) % 2**64)) == []
+    assert kernel.kinds(kernel.run(site, own, own + base)) == [REQUIREMENT]
+
+
 @pytest.mark.parametrize(("count", "expected"), [(64, []), (65, [REQUIREMENT])])
 def test_a_string_move_by_call_counts_in_rcx(count: int, expected: list[int]) -> None:
     kernel = confined(targets="icall self, { rep_movs_alternative }")
