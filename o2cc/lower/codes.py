@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from o2cc.bpf.code import Code
 from o2cc.kernel.description import Description, Probe, Site
+from o2cc.kernel.probed_code import Code
 
 
 def codes_of(description: Description) -> Mapping[tuple[str, int], str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from o2cc.bpf.code import parse
 from o2cc.diagnostics import Diagnostic, error
+from o2cc.kernel.probed_code import parse
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.plan import Attachment
 

@@ -28,9 +28,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from o2cc.passes.tree_ranges import Interval
 from o2cc.trees.bytecode import Assembler, Op, fits_immediate
 from o2cc.trees.graph import Choice, DecisionGraph, Outcome
+from o2cc.trees.ranges import Interval
 from o2cc.trees.selection import (
     LOWER_HALF,
     PREDICTABLE,

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.passes.tree_fold import TreeFold
-from o2cc.passes.tree_merge import TreeMerge
-from o2cc.passes.tree_ranges import Interval, TreeRanges
 from o2cc.trees.bytecode import Assembler
 from o2cc.trees.codegen import Writer
+from o2cc.trees.fold import TreeFold
 from o2cc.trees.graph import Choice, DecisionGraph, Outcome, class_outcome, graph_of
+from o2cc.trees.merge import TreeMerge
+from o2cc.trees.ranges import Interval, TreeRanges
 from o2cc.trees.table import table_of, walker
 from o2cc.trees.tree import IntegerTree, Leaf
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from o2cc.passes.tree_ranges import Interval
 from o2cc.trees.bytecode import Assembler, Op
+from o2cc.trees.ranges import Interval
 
 LOWER_HALF = 2**32 - 1
 SIGN = 63

@@ -8,8 +8,8 @@ from typing import cast
 
 import pytest
 
-from o2cc.bpf.code import Code, parse
 from o2cc.kernel import store
+from o2cc.kernel.probed_code import Code, parse
 from o2cc.lower.codes import codes_of
 from o2cc.runtime.code_check import another_code, changed_places, probed_addresses
 from o2cc.runtime.kernel_text import KernelText
