@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -178,6 +179,8 @@ def _object(
     from o2cc.policy.model import Action
 
     source = reporter.read_source(policy)
+    # Another kernel's description, which commands without root fall back on, would only be refused later.
+    kernel = kernel or os.uname().release
     options = CompileOptions(kernel=kernel, layout=layout, degrade=Degrade(degrade) if degrade else None)
     inner = Options(layout=layout, degrade=Action(degrade) if degrade else None)
     watch = Stopwatch()

@@ -78,6 +78,8 @@ def load(name: str) -> tuple[State, ObjectInfo]:
         failures = tuple(Failure(**item) for item in document.pop("failures"))
         observed = tuple(Failure(**item) for item in document.pop("observed"))
         state = State(**document, failures=failures, observed=observed)
+    except PermissionError as problem:
+        raise DiagnosticError(_forbidden(directory, "read", problem)) from None
     except (OSError, ValueError, TypeError, KeyError):
         raise DiagnosticError(not_loaded(name)) from None
     if state.boot_id != boot_id():
@@ -95,11 +97,24 @@ def not_loaded(name: str) -> Diagnostic:
 
 
 def recorded() -> tuple[str, ...]:
-    """The compartments that something was written down of."""
+    """The compartments that something was written down of.
+
+    Raises DiagnosticError (O2C0805) for who may not look: that none is loaded would be wrong.
+    """
     try:
         return tuple(sorted(entry.name for entry in RUN.iterdir() if (entry / "state.json").exists()))
+    except PermissionError as problem:
+        raise DiagnosticError(_forbidden(RUN, "read", problem)) from None
     except OSError:
         return ()
+
+
+def _forbidden(path: Path, what: str, problem: OSError) -> Diagnostic:
+    return error(
+        "O2C0805",
+        f"`{path}` cannot be {what}: {os.strerror(problem.errno or 0).lower()}",
+        help="run as root",
+    )
 
 
 def names() -> tuple[str, ...]:
@@ -151,10 +166,13 @@ def only(name: str | None) -> str:
 
 def leftovers() -> tuple[str, ...]:
     """What loaders left behind that were killed: pins without a state."""
-    if not BPFFS.is_dir():
-        return ()
     loaded = set(names())
-    return tuple(sorted(entry.name for entry in BPFFS.iterdir() if entry.name not in loaded))
+    try:
+        return tuple(sorted(entry.name for entry in BPFFS.iterdir() if entry.name not in loaded))
+    except PermissionError as problem:
+        raise DiagnosticError(_forbidden(BPFFS, "read", problem)) from None
+    except OSError:  # nothing was ever loaded
+        return ()
 
 
 @contextmanager
@@ -167,13 +185,7 @@ def locked(name: str) -> Iterator[None]:
         RUN.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(RUN / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as problem:
-        raise DiagnosticError(
-            error(
-                "O2C0805",
-                f"`{RUN}` cannot be written: {os.strerror(problem.errno or 0).lower()}",
-                help="run as root",
-            )
-        ) from None
+        raise DiagnosticError(_forbidden(RUN, "written", problem)) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

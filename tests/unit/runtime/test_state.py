@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from o2cc.bpf.info import HeapInfo
+from o2cc.cli.common import run
+from o2cc.cli.o2c import o2c
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import loader, running_kernel, state
 from o2cc.runtime.enforcement import Needs, needs_of, require_module
@@ -52,6 +57,27 @@ def test_what_was_saved_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "read_info", lambda data, path: info(site(0)))
     assert state.load("a")[0] == saved
     assert state.names() == ("a",)
+
+
+@pytest.mark.parametrize("place", ["RUN", "BPFFS"])
+def test_who_may_not_look_is_not_told_that_nothing_is_loaded(
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save("a", pinned=False)
+    forbidden, iterdir = getattr(state, place), Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path == forbidden:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return iter(list(iterdir(path)))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for command in (["status"], ["unload", "--all"]):
+        assert run(o2c, "o2c", command) == 1
+        shown = capsys.readouterr()
+        assert "error[O2C0805]" in shown.err
+        assert "run as root" in shown.err
+        assert "no compartment is loaded" not in shown.out
 
 
 def test_another_boot_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
