@@ -4,28 +4,44 @@
 from __future__ import annotations
 
 import json
+import time
 
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime.phases import NUMBERS, set_phase
 from o2cc.runtime.state import only
 from o2cc.runtime.status import gather
+
+_SHOWN = 5
+_STEP = 0.5  # seconds
 
 
 @click.command()
 @diagnostic_command
 @click.argument("name", required=False)
 @click.argument("phase", required=False, metavar="[transition|final]")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=0,
+    metavar="SECONDS",
+    help="With `final`: how long to wait for the end of objects from before loading.",
+)
+@click.option("--force", is_flag=True, help="With `final`: though objects from before loading are in use.")
 @click.option("--json", "json_form", is_flag=True, help="Print as JSON.")
-def phase(reporter: Reporter, name: str | None, phase: str | None, json_form: bool) -> None:
+def phase(
+    reporter: Reporter, name: str | None, phase: str | None, wait: float, force: bool, json_form: bool
+) -> None:
     """Show the phase of the policy NAME and why it is what it is, or change it.
 
     \b
       transition  access to objects from before loading is let through and noted
       final       it is a violation
 
-    The switch is one store to a word that every check reads: there is no moment without checks.
+    The switch is one store to a word that every check reads: there is no moment without checks.  Where violations are denied,
+    `final` is refused while objects from before loading are in use.
     """
     if phase is None and name in NUMBERS:
         name, phase = None, name
@@ -33,9 +49,34 @@ def phase(reporter: Reporter, name: str | None, phase: str | None, json_form: bo
         raise click.UsageError(f"no phase `{phase}`: transition or final")
     one = only(name)
     if phase is not None:
+        if phase == "final" and not force:
+            _require_no_old_objects(one, wait)
         set_phase(one, phase)
     now = gather(one)
     if json_form:
         click.echo(json.dumps({"name": one, "phase": now.phase, "reason": now.phase_reason}))
     else:
         click.echo(f"{one}: {now.phase}: {now.phase_reason}")
+
+
+def _require_no_old_objects(name: str, patience: float) -> None:
+    """Raises DiagnosticError (O2C0844) when access to something that is in use would be denied from now on."""
+    end = time.monotonic() + patience
+    while (now := gather(name)).enforced and now.phase == "transition" and now.untracked:
+        if time.monotonic() >= end:
+            count = len(now.untracked)
+            latest = sorted(now.untracked, key=lambda item: item.last_seen)[:_SHOWN]
+            raise DiagnosticError(
+                error(
+                    "O2C0844",
+                    f"{count} object{'s' if count > 1 else ''} from before loading in use: "
+                    "access would be denied from now on",
+                    notes=tuple(
+                        f"touched {item.last_seen:.0f} s ago, {item.count} times since loading, first by {item.place}"
+                        for item in latest
+                    ),
+                    help="end what uses them (connections, sockets) and wait for it with `--wait SECONDS`; "
+                    "or deny access to them: `--force`",
+                )
+            )
+        time.sleep(_STEP)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ import pytest
 from o2cc.cli.common import EXIT_CLEAN, EXIT_ERRORS, EXIT_USAGE, run
 from o2cc.cli.o2c import o2c
 from o2cc.runtime import loader, state
+from o2cc.runtime.status import Status, UntrackedObject
+from tests.unit.runtime.test_status import STATUS
+
+phase_command = import_module("o2cc.cli.phase")
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +127,46 @@ def test_doctor_prints_every_finding(capsys: pytest.CaptureFixture[str]) -> None
     assert call("doctor") == status
     printed = capsys.readouterr().out
     assert all(finding["text"] in printed for finding in document["findings"])
+
+
+def _in_transition(
+    monkeypatch: pytest.MonkeyPatch, touched: list[int], *, enforced: bool = True
+) -> list[str]:
+    """A compartment in its transition, with so many objects from before loading at one look after the other; the switches
+    that were made."""
+    switched: list[str] = []
+
+    def gather(name: str) -> Status:
+        count = touched.pop(0) if len(touched) > 1 else touched[0]
+        old = tuple(UntrackedObject(0x1000 + i, 0x2000, 9.0, 1.0, 5, "f+0x2") for i in range(count))
+        phase = switched[-1] if switched else "transition"
+        return replace(STATUS, phase=phase, enforced=enforced, untracked=old)
+
+    monkeypatch.setattr(phase_command, "only", lambda name: name)
+    monkeypatch.setattr(phase_command, "gather", gather)
+    monkeypatch.setattr(phase_command, "set_phase", lambda name, phase: switched.append(phase))
+    return switched
+
+
+def test_the_final_phase_is_refused_while_old_objects_are_in_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    switched = _in_transition(monkeypatch, [7])
+    assert call("phase", "made", "final") == EXIT_ERRORS
+    told = capsys.readouterr().err
+    assert "error[O2C0844]: 7 objects from before loading in use" in told
+    assert told.count("touched 1 s ago, 5 times since loading, first by f+0x2") == 5
+    assert switched == []
+
+
+@pytest.mark.parametrize(
+    ("touched", "enforced", "options"),
+    [([7], True, ("--force",)), ([7], False, ()), ([0], True, ()), ([7, 7, 2, 0], True, ("--wait", "60"))],
+)
+def test_the_final_phase_comes_when_nothing_would_break(
+    touched: list[int], enforced: bool, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switched = _in_transition(monkeypatch, touched, enforced=enforced)
+    monkeypatch.setattr(phase_command.time, "sleep", lambda seconds: None)
+    assert call("phase", "made", "final", *options) == EXIT_CLEAN
+    assert switched == ["final"]

@@ -49,6 +49,8 @@ LARGE_SIZES = (66_000, 100_000)
 """Payload bytes. The large ones exceed loopback's MTU and are fragmented; one in LARGE_EVERY is large."""
 LARGE_EVERY = 16
 BATCH = 6
+PAUSE = 1.0
+"""Seconds between two rounds of steady traffic, in which others come to run under emulation."""
 HEADER = struct.Struct("=IIHHI")
 """CRC-32 of all that follows, sequence number in the stream, stream, unordered or not, length of the body."""
 
@@ -236,6 +238,7 @@ class _Workload:
             ready()
             while not ended():
                 self.round(ends)
+                time.sleep(PAUSE)
             for _, receiver, _ in ends:
                 self.count(receiver)
                 self.ended(False)
@@ -426,6 +429,8 @@ class Steady:
 
     def stop(self) -> Summary:
         """Close the associations gracefully; what was carried."""
+        # a word, since children that were forked later hold the pipe open
+        os.write(self._end, b"end")
         os.close(self._end)
         with os.fdopen(self._result, "rb") as answer:
             told = answer.read()
