@@ -131,7 +131,7 @@ def o2cc(
     \b
     Examples:
       o2cc sctp.o2c -o sctp.bpf.o
-      o2cc sctp.o2c -k 6.12.115+deb12-amd64 --stats -
+      o2cc sctp.o2c -k 6.12.117+deb12-amd64 --stats -
       o2cc sctp.o2c -k /lib/modules/6.1.0-57-amd64/kernel/net/sctp/sctp.ko
       o2cc sctp.o2c --emit check -W error
       o2cc --explain O2C0101
