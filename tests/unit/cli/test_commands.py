@@ -206,9 +206,11 @@ def test_full_disk_behind_the_standard_output() -> None:
 
 
 def test_interrupt(here: Path) -> None:
-    program = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    program = "os.kill(os.getpid(), signal.SIGINT)"
     code = (
-        "import sys, click; from o2cc.cli.common import run\n"
+        "import os, signal, sys, click; from o2cc.cli.common import run\n"
+        # a test run in the background inherits that interrupts are ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "@click.command()\n"
         f"def c(): {program}\n"
         "sys.exit(run(c, 'o2c', []))"

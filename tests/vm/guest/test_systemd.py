@@ -23,6 +23,7 @@ import pytest
 from tests.vm.guest.victim_support import NAME, Victim, o2c, settled, unload_all
 from tests.vm.policies import guest_object
 
+pytestmark = pytest.mark.full  # half a minute, and twice that with the installed command
 UNIT = Path(__file__).parents[3] / "bpf_runtime/systemd/o2c@.service"
 POLICIES = Path("/etc/o2c")
 # Asks the test to run the command in its process: starting Python takes ten seconds under emulation.
@@ -91,9 +92,7 @@ class Service:
             (self._directory / "answering").rename(self._directory / "answer")
 
 
-@pytest.fixture(
-    params=[False, pytest.param(True, marks=pytest.mark.full)], ids=["in-this-process", "installed"]
-)
+@pytest.fixture(params=[False, True], ids=["in-this-process", "installed"])
 def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
     unload_all()
     assert not POLICIES.exists()
