@@ -69,6 +69,13 @@ struct o2c_counters {
 
 struct o2c_compartment;
 struct o2c_private_heap;
+struct o2c_probe;
+
+/* A kretprobe that its probe's breakpoint starts, not one of its own; see site.c. */
+struct o2c_return {
+	struct kretprobe rp;
+	struct o2c_probe *probe;
+};
 
 /* Marked blocks of pages and the shadow that they are marked in; see owned.c. */
 struct o2c_owned {
@@ -95,7 +102,9 @@ struct o2c_probe {
 	u8 kind;
 	u8 action;
 	u8 mode;
-	bool is_return;
+	bool is_return;		/* a kretprobe */
+	bool strict;		/* never a jump, also where nothing is denied */
+	struct o2c_return *back;	/* of a return whose function's breakpoint is behind the entry, or NULL */
 	bool joined;		/* there was a probe at the address already */
 	unsigned long detour;	/* the copy of the instruction in the optimized probe's buffer, or 0 */
 	unsigned long missed_before;
@@ -172,6 +181,8 @@ int o2c_decode(const u8 *bytes, unsigned int available, struct o2c_insn *insn);
 int o2c_pre_handler(struct kprobe *kp, struct pt_regs *regs);
 void o2c_post_handler(struct kprobe *kp, struct pt_regs *regs, unsigned long flags);
 int o2c_return_handler(struct kretprobe_instance *instance, struct pt_regs *regs);
+int o2c_back_handler(struct kretprobe_instance *instance, struct pt_regs *regs);
+int o2c_start_return(struct kprobe *kp, struct pt_regs *regs);
 bool o2c_in_detour(const struct pt_regs *regs);
 
 /* skip.c */

@@ -103,7 +103,7 @@ enum o2c_reason {
 
 /* o2c_create.flags */
 #define O2C_CREATE_KEEP		(1u << 0)	/* closing the file leaves a committed compartment in force */
-#define O2C_CREATE_STRICT	(1u << 1)	/* no jump-optimized site: int3 only */
+#define O2C_CREATE_STRICT	(1u << 1)	/* no jump-optimized site: int3 only, also where nothing is denied */
 
 /* o2c_create.on_missed */
 #define O2C_MISSED_REPORT	0
@@ -160,7 +160,7 @@ struct o2c_site {
 	__u8 index;
 	__u8 scale;		/* 1, 2, 4, 8; 0 when there is no index */
 	__u8 size;		/* bytes that are written (by one iteration of rep) */
-	__s32 displacement;
+	__s32 displacement;	/* of a return, 0 or: bytes to the instruction behind ftrace's place, where a breakpoint starts it */
 	__u8 bytes[O2C_INSN_MAX];
 	__u8 mask[O2C_INSN_MAX];	/* 0xff: compare, 0: do not */
 	__u32 line;		/* of the policy, for the message of a panic; 0: not known */

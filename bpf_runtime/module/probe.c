@@ -131,17 +131,16 @@ void o2c_post_handler(struct kprobe *kp, struct pt_regs *regs, unsigned long fla
 }
 NOKPROBE_SYMBOL(o2c_post_handler);
 
-int o2c_return_handler(struct kretprobe_instance *instance, struct pt_regs *regs)
+/*
+ * Interrupts stay off: kprobes says that it is in a handler until this has returned, and what an interrupt runs then is not
+ * checked. The trampoline restores the flags (arch/x86/kernel/rethook.c, 6.1 and 6.12).
+ */
+static int returned(struct o2c_probe *probe, struct pt_regs *regs)
 {
-	struct kretprobe *rp = get_kretprobe(instance);
-	struct o2c_probe *probe;
 	struct o2c_counters *counters;
 	unsigned long flags;
 	u32 verdict;
 
-	if (!rp)
-		return 0;
-	probe = container_of(rp, struct o2c_probe, rp);
 	/* pairs with the release in o2c_compartment_commit() */
 	if (!smp_load_acquire(&probe->compartment->live))
 		return 0;
@@ -153,7 +152,35 @@ int o2c_return_handler(struct kretprobe_instance *instance, struct pt_regs *regs
 		counters->denied++;
 	else if (verdict != O2C_ALLOW)
 		counters->errors++;
-	raw_local_irq_restore(flags);
 	return 0;
 }
+NOKPROBE_SYMBOL(returned);
+
+int o2c_return_handler(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	struct kretprobe *rp = get_kretprobe(instance);
+
+	return rp ? returned(container_of(rp, struct o2c_probe, rp), regs) : 0;
+}
 NOKPROBE_SYMBOL(o2c_return_handler);
+
+int o2c_back_handler(struct kretprobe_instance *instance, struct pt_regs *regs)
+{
+	struct kretprobe *rp = get_kretprobe(instance);
+
+	return rp ? returned(container_of(rp, struct o2c_return, rp)->probe, regs) : 0;
+}
+NOKPROBE_SYMBOL(o2c_back_handler);
+
+/* What the kretprobe's own probe would do. The stack pointer is still at the return address. */
+int o2c_start_return(struct kprobe *kp, struct pt_regs *regs)
+{
+	struct o2c_probe *probe = container_of(kp, struct o2c_probe, kp);
+	struct kprobe *entry = &probe->back->rp.kp;
+
+	/* pairs with the release in o2c_compartment_commit() */
+	if (smp_load_acquire(&probe->compartment->live))
+		entry->pre_handler(entry, regs);
+	return 0;
+}
+NOKPROBE_SYMBOL(o2c_start_return);

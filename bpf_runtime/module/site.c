@@ -80,6 +80,8 @@ static int check_request(const struct o2c_compartment *compartment, const struct
 	if (is_observed(site->kind) ? site->length || site->action != O2C_ACTION_REPORT
 				    : !site->length || site->length >= O2C_INSN_MAX)
 		return -EINVAL;
+	if (is_observed(site->kind) && site->displacement && site->kind != O2C_KIND_RETURN)
+		return -EINVAL;
 	*reason = O2C_REASON_TAIL;
 	if (site->kind == O2C_KIND_IJUMP && denies(site) && !(site->flags & O2C_SITE_TAIL))
 		return -EOPNOTSUPP;
@@ -95,15 +97,33 @@ static int check_request(const struct o2c_compartment *compartment, const struct
 	return 0;
 }
 
-/* A function's entry that ftrace knows begins with a nop of five bytes, perhaps after endbr64. */
-static bool is_ftrace_entry(const u8 *bytes)
+/*
+ * A function's entry that ftrace knows begins with a nop (or call) of five bytes, perhaps after endbr64. Gives the bytes up
+ * to the instruction behind it, 0 for other code.
+ */
+static unsigned int ftrace_entry(const u8 *bytes)
 {
 	static const u8 endbr[] = { 0xf3, 0x0f, 0x1e, 0xfa };
 	static const u8 nop[] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
+	unsigned int before = memcmp(bytes, endbr, sizeof(endbr)) ? 0 : sizeof(endbr);
 
-	if (!memcmp(bytes, endbr, sizeof(endbr)))
-		bytes += sizeof(endbr);
-	return !memcmp(bytes, nop, sizeof(nop)) || bytes[0] == 0xe8;
+	if (memcmp(bytes + before, nop, sizeof(nop)) && bytes[before] != 0xe8)
+		return 0;
+	return before + sizeof(nop);
+}
+
+/* Where the breakpoint of a return goes that is not to be started by ftrace: right behind ftrace's place. */
+static int check_behind(const struct o2c_site *site, u32 *reason)
+{
+	u8 bytes[O2C_INSN_MAX] = {};
+	int ret;
+
+	*reason = O2C_REASON_ADDRESS;
+	ret = o2c_text_read(site->address, bytes, 9);
+	if (ret)
+		return ret;
+	*reason = O2C_REASON_BYTES;
+	return ftrace_entry(bytes) == site->displacement ? 0 : -EILSEQ;
 }
 
 /* Compares with the text and decodes it. */
@@ -150,7 +170,7 @@ static int check_target(struct o2c_compartment *compartment, const struct o2c_si
 		return ret;
 	*reason = O2C_REASON_LAST_FUNCTION;
 	by_ftrace = (site->kind == O2C_KIND_ENTRY || site->kind == O2C_KIND_RETURN) &&
-		    !o2c_text_read(site->address, bytes, 9) && is_ftrace_entry(bytes);
+		    !site->displacement && !o2c_text_read(site->address, bytes, 9) && ftrace_entry(bytes);
 	if (!by_ftrace && o2c_optimizer_overruns(module, site->address)) {
 		module_put(module);
 		return -ERANGE;
@@ -163,10 +183,15 @@ static void choose_mode(struct o2c_compartment *compartment, struct o2c_probe *p
 			const struct o2c_site *site)
 {
 	bool strict = compartment->flags & O2C_CREATE_STRICT || site->flags & O2C_SITE_STRICT;
+	u8 bytes[O2C_INSN_MAX] = {};
 
 	probe->mode = O2C_MODE_OBSERVE;
-	if (is_observed(site->kind))
+	if (is_observed(site->kind)) {
+		/* ftrace's places take no breakpoint, and a kprobe there with a post_handler keeps livepatch away */
+		probe->strict = strict && !(site->kind == O2C_KIND_ENTRY &&
+					    !o2c_text_read(site->address, bytes, 9) && ftrace_entry(bytes));
 		return;
+	}
 	if (!strict && o2c_can_poison(&probe->insn))
 		probe->mode = O2C_MODE_POISON;
 	else
@@ -179,6 +204,40 @@ static void unregister_one(struct o2c_probe *probe)
 		unregister_kretprobe(&probe->rp);
 	else
 		unregister_kprobe(&probe->kp);
+}
+
+/*
+ * A return that interrupts cannot come between. Kprobes through ftrace run with interrupts on, and until they are through no
+ * other probe runs on that CPU: what an interrupt's code did would be neither checked nor tracked. So the kretprobe is
+ * registered but not armed, and a breakpoint behind ftrace's place starts it with interrupts off.
+ */
+static int place_return(struct o2c_probe *probe, s32 behind)
+{
+	struct o2c_return *back = kzalloc(sizeof(*back), GFP_KERNEL);
+	int ret;
+
+	if (!back)
+		return -ENOMEM;
+	back->probe = probe;
+	back->rp.kp.addr = (kprobe_opcode_t *)(probe->address - behind);
+	back->rp.kp.flags = KPROBE_FLAG_DISABLED;
+	back->rp.handler = o2c_back_handler;
+	back->rp.maxactive = max_t(int, RETURN_INSTANCES, 4 * num_possible_cpus());
+	ret = register_kretprobe(&back->rp);
+	if (ret)
+		goto fail;
+	probe->back = back;
+	probe->kp.addr = (kprobe_opcode_t *)probe->address;
+	probe->kp.pre_handler = o2c_start_return;
+	probe->kp.post_handler = o2c_post_handler;
+	ret = register_kprobe(&probe->kp);
+	if (!ret)
+		return 0;
+	probe->back = NULL;
+	unregister_kretprobe(&back->rp);
+fail:
+	kfree(back);
+	return ret;
 }
 
 /* Places the probe; it does nothing before the compartment is committed. */
@@ -194,7 +253,7 @@ static int place(struct o2c_probe *probe, u32 *reason)
 		return register_kretprobe(&probe->rp);
 	}
 	probe->kp.pre_handler = o2c_pre_handler;
-	if (probe->mode == O2C_MODE_SKIP)
+	if (probe->mode == O2C_MODE_SKIP || probe->strict)
 		probe->kp.post_handler = o2c_post_handler;
 	ret = register_kprobe(&probe->kp);
 	if (ret)
@@ -205,7 +264,7 @@ static int place(struct o2c_probe *probe, u32 *reason)
 		unregister_kprobe(&probe->kp);
 		return -EOPNOTSUPP;
 	}
-	if (probe->mode != O2C_MODE_SKIP && !kprobe_ftrace(&probe->kp))
+	if (!probe->kp.post_handler && !kprobe_ftrace(&probe->kp))
 		probe->detour = o2c_find_detour(&probe->kp, probe->insn.length);
 	if (probe->mode == O2C_MODE_POISON && !probe->detour) {
 		/* never a jump: as a skip site it denies without a fault. Registered anew, for its post_handler */
@@ -233,6 +292,8 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 	ret = check_target(compartment, site, &result->reason);
 	if (!ret)
 		ret = check_text(probe, site, &result->reason);
+	if (!ret && site->kind == O2C_KIND_RETURN && site->displacement)
+		ret = check_behind(site, &result->reason);
 	if (ret)
 		goto fail;
 	result->reason = O2C_REASON_LIMIT;
@@ -250,18 +311,24 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 		probe->program = compartment->programs[site->program];
 	}
 	probe->address = site->address;
+	if (site->kind == O2C_KIND_RETURN)
+		probe->address += site->displacement;
 	probe->cookie = site->cookie;
 	probe->line = site->line;
 	probe->deny_result = site->deny_result;
 	probe->kind = site->kind;
 	probe->action = site->action;
-	probe->is_return = site->kind == O2C_KIND_RETURN;
+	probe->is_return = site->kind == O2C_KIND_RETURN && !site->displacement;
 	probe->index = compartment->site_count;
 	choose_mode(compartment, probe, site);
 	ret = o2c_text_hold(probe->address);
 	if (ret)
 		goto fail;
-	ret = place(probe, &result->reason);
+	result->reason = O2C_REASON_PROBE;
+	if (site->kind == O2C_KIND_RETURN && site->displacement)
+		ret = place_return(probe, site->displacement);
+	else
+		ret = place(probe, &result->reason);
 	if (ret) {
 		o2c_text_release(probe->address);
 		goto fail;
@@ -314,11 +381,15 @@ void o2c_unregister(struct o2c_compartment *compartment, u32 first)
 	if (n)
 		unregister_kprobes(batch, n);
 	kfree(batch);
+	for (i = first; i < compartment->site_count; i++)
+		if (compartment->sites[i]->back)
+			unregister_kretprobe(&compartment->sites[i]->back->rp);
 	wait_for_text(compartment, first);
 	/* a denial at a poison site ends with interrupts off: no CPU has one open after this */
 	synchronize_rcu();
 	for (i = first; i < compartment->site_count; i++) {
 		o2c_text_release(compartment->sites[i]->address);
+		kfree(compartment->sites[i]->back);
 		kfree(compartment->sites[i]);
 	}
 	compartment->site_count = first;
@@ -326,7 +397,9 @@ void o2c_unregister(struct o2c_compartment *compartment, u32 first)
 
 u64 o2c_nmissed(const struct o2c_probe *probe)
 {
-	return READ_ONCE(probe->kp.nmissed) + (probe->is_return ? READ_ONCE(probe->rp.nmissed) : 0);
+	const struct kretprobe *rp = probe->back ? &probe->back->rp : probe->is_return ? &probe->rp : NULL;
+
+	return READ_ONCE(probe->kp.nmissed) + (rp ? READ_ONCE(rp->nmissed) : 0);
 }
 
 /*

@@ -10,10 +10,10 @@ import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from o2cc.bpf.info import HeapInfo, ObjectInfo, SiteInfo
+from o2cc.bpf.info import HeapInfo, HookInfo, ObjectInfo, SiteInfo
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.ir.nodes import SiteKind
 from o2cc.runtime import enforcer as kernel_module
@@ -24,21 +24,27 @@ from o2cc.runtime.enforcer_types import (
     DrainState,
     EnforcerError,
     Feature,
+    Kind,
     OnMissed,
     Site,
     reason_text,
 )
+from o2cc.runtime.entry_points import Ends, behind_entry
 from o2cc.runtime.instructions import MAXIMUM_LENGTH, NotDeniable, Placed, enforced, observed
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
 from o2cc.runtime.plan import RESULT_NOTE, Attachment, failure
 from o2cc.runtime.progress import Progress
+from o2cc.runtime.running_kernel import Symbols
 from o2cc.runtime.state import Failure
 from o2cc.runtime.tables import initial_rows, table
 
 NEEDS_MODULE = frozenset({"deny", "panic", "strict probes", "private heap"})
 UNSUPPORTED = frozenset({"private stack", "on missed deny", "on missed panic"})
+HOOK_COOKIE = 1 << 62
+"""Cookies from here on are of hooks, not of sites."""
 _BATCH = 256
+_BEFORE_OTHERS = {SiteKind.RETURN: 1, SiteKind.ENTRY: 2}
 _DRAIN_STEP = 0.1  # seconds
 _UNKNOWN_HEIGHT = 0xFFFF
 _UNKNOWN_RESULT = -errno.EFAULT & 0xFFFF
@@ -56,6 +62,11 @@ class Needs:
         """What only o2c.ko does."""
         also = frozenset({"on missed kill"}) if self.kill_on_missed else frozenset[str]()
         return self.features & NEEDS_MODULE | also
+
+    @property
+    def strict(self) -> bool:
+        """No check is skipped because of what another probe does."""
+        return "strict probes" in self.features
 
     @property
     def missing(self) -> frozenset[str]:
@@ -89,6 +100,14 @@ class HeapRequest:
     shadow: int
     calls: tuple[heap.Redirected, ...]
     lost: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class PlacedHook:
+    """A hook with the address of the breakpoint that serves it."""
+
+    hook: HookInfo
+    address: int
 
 
 def build_help() -> tuple[str, ...]:
@@ -130,8 +149,15 @@ def action_of(site: SiteInfo, rule: int) -> Action:
     return Action.DENY
 
 
-def place(data: bytes, info: ObjectInfo, attachments: Sequence[Attachment], text: KernelText) -> list[Placed]:
-    """The sites with what the object and the kernel's memory say of them."""
+def place(
+    data: bytes,
+    info: ObjectInfo,
+    attachments: Sequence[Attachment],
+    text: KernelText,
+    ends: Ends | None = None,
+) -> list[Placed]:
+    """The sites with what the object and the kernel's memory say of them.  With ``ends`` (`probes strict`) breakpoints take
+    the place of the probes at entries and returns where they can."""
     layout = table(info, "sites")
     rows: Sequence[Mapping[str, int]] = initial_rows(data, layout) if layout is not None else ()
     found = []
@@ -143,7 +169,24 @@ def place(data: bytes, info: ObjectInfo, attachments: Sequence[Attachment], text
         height = row.get("height", _UNKNOWN_HEIGHT)
         result = row.get("result", _UNKNOWN_RESULT)
         result -= (result & 0x8000) << 1  # signed
-        found.append(Placed(attachment.site, attachment.address, code, action, height, result))
+        behind = 0
+        if ends is not None and attachment.site.kind in (SiteKind.ENTRY, SiteKind.RETURN):
+            behind = behind_entry(text.read(attachment.address, ends.size(attachment.address)))
+        found.append(Placed(attachment.site, attachment.address, code, action, height, result, behind))
+    return found
+
+
+def place_hooks(hooks: Sequence[HookInfo], symbols: Symbols, text: KernelText) -> list[PlacedHook]:
+    """The hooks at functions of the kernel that o2c.ko is to attach, like entries; those that a breakpoint cannot serve are
+    left out."""
+    ends, found = Ends.of(symbols.addresses), []
+    for hook in hooks:
+        address = symbols.addresses.get(hook.target)
+        if hook.kind != "kprobe" or address is None:
+            continue
+        behind = behind_entry(text.read(address, ends.size(address)))
+        if behind:
+            found.append(PlacedHook(hook, address + behind))
     return found
 
 
@@ -169,12 +212,23 @@ def attach(
     programs: Mapping[str, Program],
     progress: Progress,
     private: HeapRequest | None = None,
+    hooks: Sequence[PlacedHook] = (),
 ) -> Enforced:
-    """Attach every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch, or makes no heap."""
+    """Attach every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch, or makes no heap, or does
+    not attach a hook."""
     indices = {
         name: enforcer.program(programs[name].descriptor)
-        for name in sorted({item.site.program for item in placed})
+        for name in sorted({item.site.program for item in placed} | {item.hook.program for item in hooks})
     }
+    if hooks:
+        enforcer.attach(
+            [
+                Site(
+                    item.address, HOOK_COOKIE + number, indices[item.hook.program], Kind.ENTRY, Action.REPORT
+                )
+                for number, item in enumerate(hooks)
+            ]
+        )
     not_private: tuple[Failure, ...] = ()
     if private is not None:
         refused_calls = heap.attach(enforcer, private.info, private.shadow, private.calls)
@@ -182,9 +236,12 @@ def attach(
     only_observed: list[Failure] = []
     failures: list[Failure] = []
     denying = 0
-    for start in range(0, len(placed), _BATCH):
-        progress("attach", start, len(placed))
-        batch = placed[start : start + _BATCH]
+    # Of several probes at one address kprobes runs the newest first (kernel/kprobes.c add_new_kprobe, 6.1 and 6.12).  What
+    # an entry gives must be there when the first instruction is checked, and its return address be untouched.
+    ordered = sorted(placed, key=lambda item: _BEFORE_OTHERS.get(SiteKind(item.site.kind), 0))
+    for start in range(0, len(ordered), _BATCH):
+        progress("attach", start, len(ordered))
+        batch = ordered[start : start + _BATCH]
         described = [describe(item, indices[item.site.program]) for item in batch]
         results = enforcer.try_attach([site for site, _ in described])
         for item, (site, reason), result in zip(batch, described, results, strict=True):
@@ -194,6 +251,11 @@ def attach(
                 denying += site.action is not Action.REPORT
                 continue
             refused = reason_text(result.reason)
+            if item.behind:  # what can be observed at the function's start only
+                at_start = observed(replace(item, behind=0), indices[item.site.program])
+                again = enforcer.try_attach([at_start])[0]
+                if again.index is not None:
+                    continue
             if site.action is not Action.REPORT:
                 again = enforcer.try_attach([observed(item, indices[item.site.program])])[0]
                 if again.index is not None:
@@ -201,7 +263,7 @@ def attach(
                     continue
                 refused = reason_text(again.reason)
             failures.append(failure(item.site, f"refused: {refused} ({os.strerror(result.errno).lower()})"))
-    progress("attach", len(placed), len(placed))
+    progress("attach", len(ordered), len(ordered))
     return Enforced(denying, tuple(only_observed), tuple(failures), not_private)
 
 

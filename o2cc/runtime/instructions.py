@@ -52,16 +52,17 @@ class Placed:
     action: Action
     stack_height: int  # bytes to the return address, 0xffff when not known
     denied_result: int = -errno.EFAULT  # of a call
+    behind: int = 0  # of an entry or return: bytes to where a breakpoint can take its place, 0 where none may
 
 
 def observed(placed: Placed, program: int) -> Site:
     """The site as one at which the program runs and nothing is denied."""
-    kind = Kind.OBSERVE
+    kind, address, displacement = Kind.OBSERVE, placed.address, 0
     if placed.site.kind == SiteKind.RETURN:
-        kind = Kind.RETURN
+        kind, displacement = Kind.RETURN, placed.behind
     elif placed.site.kind == SiteKind.ENTRY:
-        kind = Kind.ENTRY
-    return Site(placed.address, cookie_of(placed.site), program, kind, Action.REPORT)
+        kind, address = Kind.ENTRY, placed.address + placed.behind
+    return Site(address, cookie_of(placed.site), program, kind, Action.REPORT, displacement=displacement)
 
 
 def enforced(placed: Placed, program: int, *, strict: bool = False) -> Site:

@@ -23,6 +23,7 @@ from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.runtime import code_check, enforcement, heap, kernel_calls, phases, pins, running_kernel, state
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import EnforcerError
+from o2cc.runtime.entry_points import Ends
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
 from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reason, tracking_sites
@@ -123,7 +124,7 @@ def _load(
     if not planned.attachments:
         raise _nothing_attached(info.name, planned.failures)
     _compare_code(info, planned, options)
-    if needs is not None and "strict probes" not in needs.features:
+    if needs is not None and not needs.strict:
         _warn_of_skipped_tracking(info, planned, options)
     private = info.heap if needs is not None else None
     image = data if private is None else heap.resized(data, info, heap.page_frames())
@@ -141,15 +142,17 @@ def _load(
                     kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
                 programs = loaded.programs()
                 phases.hold(info, directory / "maps")
+                served = _hooks_of_module(info, needs)
                 for hook in info.hooks:
-                    _attach_hook(hook, programs, directory / "links")
+                    if hook not in [item.hook for item in served]:
+                        _attach_hook(hook, programs, directory / "links")
                 observed: tuple[state.Failure, ...] = ()
                 not_private: tuple[state.Failure, ...] = ()
                 if needs is not None:
                     undo.callback(enforcement.remove, info.name)
                     shadow = kernel_calls.map_id(loaded.maps()[heap.SHADOW_SECTION]) if private else 0
                     outcome = _enforce(
-                        data, info, planned, programs, needs, options, progress, symbols, shadow
+                        data, info, planned, programs, needs, options, progress, symbols, shadow, served
                     )
                     observed, refused = outcome.observed, outcome.failures
                     not_private = outcome.not_private
@@ -217,6 +220,18 @@ def _warn_of_skipped_tracking(info: ObjectInfo, planned: Plan, options: LoadOpti
         )
 
 
+def _hooks_of_module(info: ObjectInfo, needs: enforcement.Needs | None) -> Sequence[enforcement.PlacedHook]:
+    """With `probes strict`: the hooks that o2c.ko attaches.  A kprobe of perf would keep the checks of what interrupts it from
+    running."""
+    if needs is None or not needs.strict:
+        return ()
+    try:
+        with KernelText() as text:
+            return enforcement.place_hooks(info.hooks, running_kernel.read_symbols(None), text)
+    except OSError:
+        return ()  # refused soon (O2C0835)
+
+
 def _enforce(
     data: bytes,
     info: ObjectInfo,
@@ -227,11 +242,13 @@ def _enforce(
     progress: Progress,
     symbols: running_kernel.Symbols,
     shadow: int,
+    hooks: Sequence[enforcement.PlacedHook],
 ) -> enforcement.Enforced:
     private: enforcement.HeapRequest | None = None
     try:
         with KernelText() as text:
-            placed = enforcement.place(data, info, planned.attachments, text)
+            ends = Ends.of(symbols.addresses) if needs.strict else None
+            placed = enforcement.place(data, info, planned.attachments, text, ends)
             if info.heap is not None:
                 calls, lost = heap.place(info.heap, symbols, text)
                 private = enforcement.HeapRequest(info.heap, shadow, calls, lost)
@@ -248,7 +265,7 @@ def _enforce(
         with Enforcer() as enforcer:
             enforcement.create(enforcer, info, needs)
             with running_kernel.KprobeOptimizationOff(keep=_others_only_report(info.name)):
-                outcome = enforcement.attach(enforcer, placed, programs, progress, private)
+                outcome = enforcement.attach(enforcer, placed, programs, progress, private, hooks)
             gaps = (*outcome.observed, *outcome.failures, *planned.failures, *outcome.not_private)
             if gaps and not options.accept_gaps:
                 raise DiagnosticError(

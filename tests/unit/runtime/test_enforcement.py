@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
 
+from o2cc.bpf.info import HookInfo
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import enforcement
 from o2cc.runtime.enforcer import Enforcer
@@ -26,7 +28,9 @@ from o2cc.runtime.enforcer_types import (
     Site,
 )
 from o2cc.runtime.instructions import Placed
+from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
+from o2cc.runtime.running_kernel import Symbols
 from tests.unit.runtime.made import site
 
 STORE = bytes.fromhex("48895618") + bytes([0x90] * 8)
@@ -47,6 +51,9 @@ class StandIn:
 
     def try_attach(self, sites: Sequence[Site]) -> list[Attached]:
         return [self._attach(one) for one in sites]
+
+    def attach(self, sites: Sequence[Site]) -> list[Attached]:
+        return self.try_attach(sites)
 
     def _attach(self, one: Site) -> Attached:
         if one.address in self.never:
@@ -98,6 +105,66 @@ def test_a_place_that_only_records_a_result_is_no_gap() -> None:
     outcome = attach(given, placed(0, kind="call", note="result of kmalloc"), placed(1, kind="return"))
     assert [one.kind for one in given.sites] == [Kind.OBSERVE, Kind.RETURN]
     assert outcome == enforcement.Enforced(0, (), ())
+
+
+def test_entries_come_after_returns_and_both_after_all_else() -> None:
+    """The newest probe at an address runs first: an entry must see the return address that a return replaces."""
+    given = StandIn()
+    attach(given, placed(0, kind="entry"), placed(1, kind="return"), placed(2), placed(3, kind="entry"))
+    assert [one.kind for one in given.sites] == [Kind.STORE, Kind.RETURN, Kind.ENTRY, Kind.ENTRY]
+
+
+def _behind(number: int, kind: str) -> Placed:
+    return replace(placed(number, kind=kind), behind=9)
+
+
+def test_breakpoints_behind_the_place_of_ftrace_serve_entries_and_returns() -> None:
+    given = StandIn()
+    outcome = attach(given, _behind(0, "entry"), _behind(1, "return"))
+    assert [(one.kind, one.address, one.displacement) for one in given.sites] == [
+        (Kind.RETURN, 0x1001, 9),
+        (Kind.ENTRY, 0x1009, 0),
+    ]
+    assert outcome == enforcement.Enforced(0, (), ())
+
+
+def test_an_entry_that_takes_no_breakpoint_is_probed_at_its_start() -> None:
+    given = StandIn(never=[0x1009])
+    outcome = attach(given, _behind(0, "entry"))
+    assert [(one.kind, one.address) for one in given.sites] == [(Kind.ENTRY, 0x1000)]
+    assert outcome == enforcement.Enforced(0, (), ())
+
+
+class Text:
+    """Memory with one function that ftrace knows and one that it does not."""
+
+    def read(self, address: int, size: int) -> bytes:
+        code = {0x2000: "f30f1efa0f1f44000055c3", 0x3000: "55c3"}[address]
+        return bytes.fromhex(code)[:size]
+
+
+def test_a_hook_of_the_kernel_is_served_by_a_breakpoint_where_ftrace_has_a_place() -> None:
+    hooks = [
+        HookInfo(name, kind, name, "other")
+        for name, kind in (
+            ("known", "kprobe"),
+            ("unknown", "kprobe"),
+            ("kfree", "raw_tracepoint"),
+            ("absent", "kprobe"),
+        )
+    ]
+    symbols = Symbols({"known": 0x2000, "unknown": 0x3000}, frozenset())
+    found = enforcement.place_hooks(hooks, symbols, cast("KernelText", Text()))
+    assert found == [enforcement.PlacedHook(hooks[0], 0x2009)]
+    given = StandIn()
+    enforcement.attach(
+        cast("Enforcer", given), [placed(0)], PROGRAMS, lambda stage, done, total: None, hooks=found
+    )
+    assert [(one.kind, one.address, given.programs[one.program]) for one in given.sites] == [
+        (Kind.ENTRY, 0x2009, 8),
+        (Kind.STORE, 0x1000, 7),
+    ]
+    assert given.sites[0].cookie >= enforcement.HOOK_COOKIE
 
 
 def test_an_instruction_that_is_not_the_expected_one_is_a_gap() -> None:

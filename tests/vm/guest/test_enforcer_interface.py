@@ -64,6 +64,16 @@ def test_sites_that_do_not_fit_are_refused(enforcer: Enforcer, forms: Forms, ver
         "hole": (store.site(program, address=0xFFFFFFFFFFFFF000 - 8), errno.EFAULT, Reason.ADDRESS),
         "no text": (store.site(program, address=0xFFFF888000000000), None, None),
         "observed with length": (store.site(program, kind=Kind.OBSERVE), errno.EINVAL, Reason.RESERVED),
+        "entry with displacement": (
+            Site(store.function, 1, program, Kind.ENTRY, Action.REPORT, displacement=5),
+            errno.EINVAL,
+            Reason.RESERVED,
+        ),
+        "return with another displacement than to behind ftrace's place": (
+            Site(store.function, 1, program, Kind.RETURN, Action.REPORT, displacement=4),
+            errno.EILSEQ,
+            Reason.BYTES,
+        ),
         "middle": (
             Site(store.address + 1, 1, program, Kind.OBSERVE, Action.REPORT),
             errno.EILSEQ,
