@@ -31,7 +31,16 @@ from o2cc.lower.targets import OpsTables
 from o2cc.passes.manager import Observer, Pass, PassContext, run_pipeline
 from o2cc.passes.registry import default_pipeline
 from o2cc.policy.checker import check
-from o2cc.policy.model import Action, CheckedPolicy, Gate, Grant, HeapKind, IndirectTargets
+from o2cc.policy.model import (
+    Action,
+    CheckedPolicy,
+    Gate,
+    Grant,
+    HeapKind,
+    IndirectTargets,
+    PernetGrant,
+    ViolationKind,
+)
 from o2cc.policy.names import ParsedModule, Resolver
 from o2cc.syntax import nodes as syntax
 from o2cc.syntax.parser import parse
@@ -194,13 +203,23 @@ def pass_context(policy: CheckedPolicy, description: Description) -> PassContext
     """What the passes may rely on.
 
     Control flow is kept where violations are not let through: a policy that only reports lets a hijacked call go
-    on, and says so in its report.
+    on, and says so in its report.  Where stores are denied and such calls let go, proofs must not lean on them.
     """
-    skips = any(rule.action is Action.DENY for rule in policy.violation_rules) or policy.on_violation in (
-        Action.DENY,
-        Action.KILL,
+    writes = _actions(policy, ViolationKind.WRITE)
+    calls = _actions(policy, ViolationKind.ICALL)
+    return PassContext(
+        description=description,
+        control_flow_kept=Action.REPORT not in calls or writes == {Action.REPORT},
+        skips_violations=not writes.isdisjoint({Action.DENY, Action.KILL}),
+        aiming_symbols=frozenset(
+            grant.variable for grant in policy.grants if isinstance(grant, PernetGrant) and grant.allows
+        ),
     )
-    return PassContext(description=description, control_flow_kept=True, skips_violations=skips)
+
+
+def _actions(policy: CheckedPolicy, kind: ViolationKind) -> set[Action]:
+    """What violations of a kind can lead to, by any rule."""
+    return {policy.on_violation, *(rule.action for rule in policy.violation_rules if kind in rule.kinds)}
 
 
 def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:

@@ -25,8 +25,9 @@ static void look_again(struct work_struct *work)
 
 	mutex_lock(&compartment->lock);
 	again = !compartment->dead && remaining(compartment);
+	/* a request may have queued the next look, with a reference of its own, while this one waited for the lock */
 	if (again)
-		queue_delayed_work(queue, &compartment->drain_work, PERIOD);
+		again = queue_delayed_work(queue, &compartment->drain_work, PERIOD);
 	else
 		o2c_compartment_detach(compartment);
 	mutex_unlock(&compartment->lock);

@@ -124,7 +124,9 @@ def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...
     # A return probe sees the stack pointer after the return address is popped (kernel/trace/rethook.c, 6.1).
     at_entry = code.binary(ir.BinaryOperator.SUB, sp, 8)
     fields = (*pending.ARGUMENTS, pending.LENT)
-    *arguments, lent = pending.recall(code, at_entry, partial(code.decide, ir.Verdict.ALLOW), fields)
+    entered = code.binary(ir.BinaryOperator.SUB, number, 1)  # lower_entry adds both
+    ended = partial(code.decide, ir.Verdict.ALLOW)
+    *arguments, lent = pending.recall(code, at_entry, entered, ended, fields)
 
     def argument(index: int) -> ir.Operand:
         return arguments[index] if index < len(arguments) else stack_argument(code, at_entry, index, 8)

@@ -259,6 +259,9 @@ def _gate_check(lowering: Lowering, gate: model.Gate, saves: bool, *, tail: bool
                 effect.condition,
                 lambda effect=effect: emit_loss(expressions, effect),
             )
+        elif isinstance(effect, model.Frees):
+            code.span = effect.span
+            emit_if(expressions, effect.condition, partial(emit_end, expressions, effect))
     if saves:
         place = expressions.place
         arguments = [place.argument(i) for i in range(len(ARGUMENT_REGISTERS))]
@@ -275,7 +278,8 @@ def _after_check(
     arguments: tuple[ir.Operand, ...] = (ir.Constant(0),) * len(ARGUMENT_REGISTERS)
     if any(_needs_arguments(effect) for effect in after):
         # Where the probe at the call was missed, what the gate gave is not known, so nothing is granted.
-        arguments = pending.recall(code, sp, partial(code.decide, ir.Verdict.ALLOW))
+        called = code.binary(ir.BinaryOperator.SUB, number, 1)  # _lower_call adds it right before
+        arguments = pending.recall(code, sp, called, partial(code.decide, ir.Verdict.ALLOW))
 
     def argument(index: int) -> ir.Operand:
         return arguments[index] if index < len(arguments) else stack_argument(code, sp, index, 0)
@@ -413,6 +417,11 @@ def emit_loss(
         code.call("lose", piece.start)
         code.jump(no)
         code.start(no)
+
+
+def emit_end(expressions: Expressions, effect: model.Frees) -> None:
+    """An object ends.  Hooks see that of slab objects and pages, whoever frees them."""
+    expressions.code.call("forget", expressions.value(effect.pointer))
 
 
 def lends_with_bits(

@@ -16,12 +16,9 @@ from o2cc.kernel.description import Function, Operand
 from o2cc.lower import pending
 from o2cc.lower.context import REQUIREMENT_FAILED, Lowering
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
-from o2cc.lower.gates import emit_if, emit_loss, emit_requirements, stack_argument
+from o2cc.lower.gates import emit_end, emit_if, emit_loss, emit_requirements, stack_argument
 from o2cc.policy import model
 from o2cc.policy.model import Gate, ViolationKind
-
-# Stack pointers are even: the key of a call through a pointer differs from those of entries and of direct calls.
-_KEY_OFFSET = 1
 
 
 def target_gates(policy: model.CheckedPolicy) -> dict[str, int]:
@@ -99,7 +96,7 @@ def _target_check(operand: Operand, *, gated: bool, jumps: bool) -> tuple[ir.Blo
         code.branch(gate, arguments, done)
         code.start(arguments)
         registers = [code.register(name) for name in ARGUMENT_REGISTERS]
-        pending.keep(code, code.add(sp, _KEY_OFFSET), number, registers)
+        pending.keep(code, sp, number, registers)
         above = 8 if jumps else 0  # the return address of a tail jump is on top of the stack
         code.give_back(code.call("check_arguments", gate, number, sp, code.register("rbp"), above))
         code.start(done)
@@ -115,9 +112,8 @@ def check_arguments(lowering: Lowering) -> ir.Function:
     """
     code = Builder()
     gate, site, sp, bp = (ir.Value(name) for name in ("gate", "site", "sp", "bp"))
-    key = code.add(sp, _KEY_OFFSET)
     registers = pending.recall(
-        code, key, lambda: code.give_back(code.call("report", site, REQUIREMENT_FAILED, 0, 0, sp))
+        code, sp, site, lambda: code.give_back(code.call("report", site, REQUIREMENT_FAILED, 0, 0, sp))
     )
 
     def argument(index: int) -> ir.Operand:
@@ -138,6 +134,9 @@ def check_arguments(lowering: Lowering) -> ir.Function:
             if isinstance(effect, model.Takes):
                 code.span = effect.span
                 emit_if(expressions, effect.condition, partial(emit_loss, expressions, effect))
+            elif isinstance(effect, model.Frees):
+                code.span = effect.span
+                emit_if(expressions, effect.condition, partial(emit_end, expressions, effect))
         code.give_back(0)
         code.start(following)
     code.give_back(0)

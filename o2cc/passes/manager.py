@@ -45,12 +45,14 @@ class PassContext:
     ``skips_violations``: the runtime steps over a store that it denies and lets the code go on.  A later store to
     the same memory must then be checked for itself: that an earlier check ran does not say that it allowed.
     ``own_symbols``: kernel objects that count as the compartment's own data (built-in targets).
+    ``aiming_symbols``: own variables that say where a grant leads, which nobody may write.
     """
 
     description: Description | None = None
     control_flow_kept: bool = False
     skips_violations: bool = True
     own_symbols: frozenset[str] = frozenset()
+    aiming_symbols: frozenset[str] = frozenset()
 
     @property
     def facts(self) -> frozenset[str]:

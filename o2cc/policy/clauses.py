@@ -374,6 +374,9 @@ def implied_by_type(
     required: Expr = none
     if type_.struct in context.program.shared_types:
         required = either(required, Predicate(PredicateKind.SHARED, (argument,), BOOLEAN, span, number))
+        if not fitting:  # not `held`, which is true of whatever the compartment has allocated
+            fit = Predicate(PredicateKind.GRANTED, (argument,), BOOLEAN, span, number)
+            return Requirement(either(required, fit), action, span, implied=True)
     elif all(capability.ranges and not _reaches_further(capability) for capability in fitting):
         required = either(required, Predicate(PredicateKind.OWNED, (argument,), BOOLEAN, span))
     names: list[str | None] = [capability.name for capability in fitting]

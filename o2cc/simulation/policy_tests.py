@@ -172,7 +172,8 @@ class _Run:
             self.world.interpreter.run_hook("o2c_kfree", arguments=(0, address))
 
     def _call(self, step: steps.TestCall) -> None:
-        before = self._find(lambda s: s.note == f"call of {step.callee}")
+        calls = [s for s in self.module.sites if s.note == f"call of {step.callee}"]
+        before = next((s for s in calls if s.kind is ir.SiteKind.CALL), calls[0] if calls else None)
         registers = self._registers(step.arguments)
         if before is not None:
             self._answer(self.world.interpreter.run_site(before.number, registers))
@@ -194,7 +195,11 @@ class _Run:
             private = allocates(step.callee)
             result = self.world.own_object(size) if private else self.world.slab_object(size)
             self.objects[step.result] = result
-        behind = self._find(lambda s: s.note == f"result of {step.callee}")
+        behind = self._find(
+            lambda s: (
+                s.note == f"result of {step.callee}" and (before is None or s.number == before.number + 1)
+            )
+        )
         if behind is not None:
             self.world.interpreter.run_site(behind.number, {**registers, "rax": result})
 

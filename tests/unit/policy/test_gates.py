@@ -68,7 +68,7 @@ def test_a_function_that_nobody_knows_is_judged_by_its_types() -> None:
     assert effects(mystery) == []
     assert requires(mystery) == [
         "<((($0 == 0) or owned($0)) or held($0))>",
-        "<((($1 == 0) or shared($1)) or held($1))>",
+        "<((($1 == 0) or shared($1)) or granted($1))>",
         "<(($2 == 0) or entry($2))>",
     ]
 
