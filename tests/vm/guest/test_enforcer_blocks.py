@@ -56,7 +56,7 @@ def test_large_objects_are_owned_until_anybody_frees_them(
         assert (stats.failures, stats.passed) == (0, 0)
         # nothing of it was given back to the kernel while it was marked; now all of it is
         assert wait_until(lambda: OWNER not in shadow.values())
-        assert enforcer.heap_stats().bytes == shadow.owned() * PAGE
+        assert wait_until(lambda: enforcer.heap_stats().bytes == shadow.owned() * PAGE)
         # what kmalloc itself cannot give is vmalloc's: the shadow knows no such addresses
         huge = allocate(forms, Operation.KVMALLOC, 5 << 20)
         assert huge.result
@@ -112,7 +112,7 @@ def test_freed_by_rcu(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
                 assert object_.result
                 allocate(forms, Operation.KFREE_RCU, pointer=object_.result)
         assert wait_until(lambda: OWNER not in shadow.values())
-        assert shadow.owned() * PAGE == enforcer.heap_stats().bytes
+        assert wait_until(lambda: shadow.owned() * PAGE == enforcer.heap_stats().bytes)
 
 
 def test_a_shrunk_cache_does_not_falsify_the_shadow(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
@@ -120,14 +120,14 @@ def test_a_shrunk_cache_does_not_falsify_the_shadow(forms: Forms, shadow: Shadow
     with Enforcer() as enforcer:
         prefix = load(enforcer, shadow, sites)
         ours = [allocate(forms, Operation.KMALLOC, 1000) for _ in range(200)]
+        before = shadow.owned()
         kept = ours.pop()
         for object_ in ours:
             allocate(forms, Operation.KFREE, pointer=object_.result)
-        before = shadow.owned()
         for cache in Path("/sys/kernel/slab").glob(f"{prefix}*"):
             (cache / "shrink").write_text("1")
         assert wait_until(lambda: shadow.owned() < before // 2)
-        assert shadow.owned() * PAGE == enforcer.heap_stats().bytes
+        assert wait_until(lambda: shadow.owned() * PAGE == enforcer.heap_stats().bytes)
         assert shadow.owner(kept.frame) == slot(1000)
         others = [allocate(forms, Operation.KERNEL, 1000) for _ in range(1000)]
         assert shadow.owners(other.frame for other in others) == {0}
