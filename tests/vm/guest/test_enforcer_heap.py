@@ -66,29 +66,31 @@ def test_allocations_are_owned_and_can_be_freed_by_anybody(
     assert shadow.owned() == 0
 
 
-def free_but_one_a_page(forms: Forms, objects: Sequence[FormAlloc]) -> list[FormAlloc]:
-    """Free objects, and say which; a page without any may go back to the kernel at any time, so each keeps one."""
+def one_a_page(objects: Sequence[FormAlloc]) -> tuple[list[FormAlloc], list[FormAlloc]]:
+    """One object of each page, and the others.  A page without any object may go back to the kernel at any time."""
     kept = {object_.frame: object_ for object_ in objects}
-    freed = [object_ for object_ in objects if object_ is not kept[object_.frame]]
-    for object_ in freed:
+    return list(kept.values()), [object_ for object_ in objects if object_ is not kept[object_.frame]]
+
+
+def free(forms: Forms, objects: Sequence[FormAlloc]) -> None:
+    for object_ in objects:
         allocate(forms, Operation.KFREE, pointer=object_.result)
-    return freed
 
 
 def test_the_kernel_never_gets_an_owned_page(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
     with Enforcer() as enforcer:
         load(enforcer, shadow, sites)
-        ours = [allocate(forms, Operation.KMALLOC, 512) for _ in range(300)]
-        frames = {object_.frame for object_ in ours}
-        free_but_one_a_page(forms, ours)
+        kept, spare = one_a_page([allocate(forms, Operation.KMALLOC, 512) for _ in range(300)])
+        frames = {object_.frame for object_ in kept}
+        free(forms, spare)
         owned = shadow.owned()
         others = [allocate(forms, Operation.KERNEL, 512) for _ in range(2000)]
         assert not frames & {object_.frame for object_ in others}
         assert shadow.owners(object_.frame for object_ in others) == {0}
-        for object_ in others:
-            allocate(forms, Operation.KFREE, pointer=object_.result)
+        free(forms, others)
         assert shadow.owned() == owned
         assert owned * 4096 == enforcer.heap_stats().bytes
+        free(forms, kept)
 
 
 def test_what_is_written_to_a_freed_object_means_nothing_to_the_allocator(
@@ -97,7 +99,8 @@ def test_what_is_written_to_a_freed_object_means_nothing_to_the_allocator(
     with Enforcer() as enforcer:
         load(enforcer, shadow, sites)
         size = 64 - FREE_POINTER
-        freed = free_but_one_a_page(forms, [allocate(forms, Operation.KMALLOC, size) for _ in range(20)])
+        kept, freed = one_a_page([allocate(forms, Operation.KMALLOC, size) for _ in range(20)])
+        free(forms, freed)
         kernel = allocate(forms, Operation.KERNEL, size)
         forged = struct.pack("<Q", kernel.result) * 8
         for object_ in freed:  # writes the first 56 bytes of the object that is named
@@ -107,8 +110,7 @@ def test_what_is_written_to_a_freed_object_means_nothing_to_the_allocator(
         assert shadow.owners(object_.frame for object_ in again) == {slot(size)}
         assert len({object_.result for object_ in again}) == len(again)
         assert all(object_.result % 64 == 0 for object_ in again)
-        for object_ in (*again, kernel):
-            allocate(forms, Operation.KFREE, pointer=object_.result)
+        free(forms, (*again, *kept, kernel))
 
 
 def test_the_limit_holds(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
