@@ -313,13 +313,16 @@ class _Workload:
         else:
             self.summary.shutdowns += 1
 
-    def forgotten(self) -> None:
-        """Wait until the kernel lists no association (graceful ends take their round trips)."""
-        table = Path("/proc/net/sctp/assocs")
-        while len(lines := table.read_text().splitlines()) > 1:
+    def forgotten(self, others: int) -> None:
+        """Wait until the kernel lists no association but others' (graceful ends take their round trips)."""
+        while (found := _listed_associations()) > others:
             if time.monotonic() + 0.1 > self.deadline:
-                raise Damaged(f"{len(lines) - 1} associations are still there")
+                raise Damaged(f"{found - others} associations are still there")
             time.sleep(0.1)
+
+
+def _listed_associations() -> int:
+    return len(Path("/proc/net/sctp/assocs").read_text().splitlines()) - 1
 
 
 class _Thread(threading.Thread):
@@ -368,7 +371,7 @@ def run(
     """
     workload = _Workload(associations, messages, streams, limit, seed)
     summary = workload.summary
-    started = time.monotonic()
+    started, others = time.monotonic(), _listed_associations()
     for family in LOOPBACK:
         for kind in (workload.one_to_one, workload.one_to_many):
             try:
@@ -379,7 +382,7 @@ def run(
                 summary.errors += [f"{name}: {type(cause).__name__}: {cause}" for cause in causes]
     if not summary.errors:
         try:
-            workload.forgotten()
+            workload.forgotten(others)
         except (Damaged, OSError) as error:
             summary.errors.append(str(error))
         if summary.associations != 4 * associations or summary.messages != 8 * associations * messages:
