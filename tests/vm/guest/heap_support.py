@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -82,6 +83,12 @@ def allocate(
     request.data[: len(data)] = list(data)
     forms.ioctl(3, request)
     return request
+
+
+def free(forms: Forms, objects: Iterable[FormAlloc]) -> None:
+    """kfree() each of the objects."""
+    for object_ in objects:
+        allocate(forms, Operation.KFREE, pointer=object_.result)
 
 
 def _symbols() -> dict[int, str]:

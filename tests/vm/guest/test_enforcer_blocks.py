@@ -20,6 +20,7 @@ from tests.vm.guest.heap_support import (
     FormAlloc,
     Operation,
     allocate,
+    free,
     load,
     slot,
 )
@@ -122,8 +123,7 @@ def test_a_shrunk_cache_does_not_falsify_the_shadow(forms: Forms, shadow: Shadow
         ours = [allocate(forms, Operation.KMALLOC, 1000) for _ in range(200)]
         before = shadow.owned()
         kept = ours.pop()
-        for object_ in ours:
-            allocate(forms, Operation.KFREE, pointer=object_.result)
+        free(forms, ours)
         for cache in Path("/sys/kernel/slab").glob(f"{prefix}*"):
             (cache / "shrink").write_text("1")
         assert wait_until(lambda: shadow.owned() < before // 2)
@@ -131,8 +131,7 @@ def test_a_shrunk_cache_does_not_falsify_the_shadow(forms: Forms, shadow: Shadow
         assert shadow.owner(kept.frame) == slot(1000)
         others = [allocate(forms, Operation.KERNEL, 1000) for _ in range(1000)]
         assert shadow.owners(other.frame for other in others) == {0}
-        for object_ in (*others, kept):
-            allocate(forms, Operation.KFREE, pointer=object_.result)
+        free(forms, (*others, kept))
 
 
 def test_the_limit_counts_pages_and_objects_alike(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:

@@ -22,6 +22,7 @@ from tests.vm.guest.heap_support import (
     FormAlloc,
     Operation,
     allocate,
+    free,
     load,
     slot,
 )
@@ -57,8 +58,7 @@ def test_allocations_are_owned_and_can_be_freed_by_anybody(
         allocate(forms, Operation.CACHE_FREE, pointer=cached.result)
         before_loading = allocate(forms, Operation.KERNEL, 72)
         assert shadow.owner(before_loading.frame) == 0
-        for object_ in (copy, larger, before_loading):
-            allocate(forms, Operation.KFREE, pointer=object_.result)
+        free(forms, (copy, larger, before_loading))
         stats = enforcer.heap_stats()
         assert stats.allocations == 24
         assert (stats.failures, stats.passed) == (0, 0)
@@ -70,11 +70,6 @@ def one_a_page(objects: Sequence[FormAlloc]) -> tuple[list[FormAlloc], list[Form
     """One object of each page, and the others.  A page without any object may go back to the kernel at any time."""
     kept = {object_.frame: object_ for object_ in objects}
     return list(kept.values()), [object_ for object_ in objects if object_ is not kept[object_.frame]]
-
-
-def free(forms: Forms, objects: Sequence[FormAlloc]) -> None:
-    for object_ in objects:
-        allocate(forms, Operation.KFREE, pointer=object_.result)
 
 
 def test_the_kernel_never_gets_an_owned_page(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
@@ -125,8 +120,7 @@ def test_the_limit_holds(forms: Forms, shadow: Shadow, sites: list[Site]) -> Non
         assert stats.failures == 1
         assert stats.bytes <= 256 << 10
         assert shadow.owned() * 4096 == stats.bytes
-        for object_ in objects:
-            allocate(forms, Operation.KFREE, pointer=object_.result)
+        free(forms, objects)
 
 
 def test_objects_outlive_the_compartment(forms: Forms, shadow: Shadow, sites: list[Site]) -> None:
