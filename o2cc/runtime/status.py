@@ -197,6 +197,8 @@ def gather(name: str) -> Status:
         untracked=objects,
         tracked_objects=tracked,
         problems=tuple(problems),
+        unenforced=saved.enforced and denying is None,
+        covered=sum(not site.program for site in info.sites),
         heap=heap,
     )
 

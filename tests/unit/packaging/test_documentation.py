@@ -135,10 +135,11 @@ def test_every_page_is_reached_from_the_readme() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
-def test_systemd_takes_the_unit() -> None:
+@pytest.mark.parametrize("unit", ["o2c@.service", "o2c-events@.service"])
+def test_systemd_takes_the_unit(unit: str) -> None:
     """Catches a misspelled setting, which systemd would pass over with a message in the log."""
-    unit = _ROOT / "bpf_runtime/systemd/o2c@.service"
+    path = _ROOT / "bpf_runtime/systemd" / unit
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", "--man=no", str(path)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 import json
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from o2cc.bpf.info import TableInfo
+from o2cc.runtime import state, tables
+from o2cc.runtime import status as status_module
+from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import Action, Kind, Mode, SiteStats, State
 from o2cc.runtime.monitor import Losses, losses_of
 from o2cc.runtime.state import Failure
@@ -17,6 +25,7 @@ from o2cc.runtime.status import (
     SiteCounter,
     Status,
     UntrackedObject,
+    gather,
     lines,
     merge_counters,
 )
@@ -71,6 +80,7 @@ def test_a_quiet_compartment_is_six_lines() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"unenforced": True}, "sctp in 6.1.0; NOTHING IS ENFORCED"),
         ({"enforced": True, "denying": 2}, "2 of 3 sites, 2 of them deny"),
         ({"covered": 9}, "2 of 3 sites, which decide 9 more; 1 hook"),
         ({"degraded": "report"}, "weakened by --degrade report"),
@@ -137,9 +147,7 @@ def test_rows_are_read_at_their_stride() -> None:
     assert decode_rows(COUNTERS, image) == ({"denied": 3, "sent": 2}, {"denied": 1, "sent": 0})
 
 
-def test_losses_are_told_apart(tmp_path: object) -> None:
-    import mmap
-
+def test_losses_are_told_apart() -> None:
     bss, data = mmap.mmap(-1, 4096), mmap.mmap(-1, 4096)
     live = LiveTables(info(site(0), tables=(COUNTERS, GLOBALS)), {".bss": bss, ".data": data})
     assert not losses_of(live)
@@ -152,3 +160,29 @@ def test_losses_are_told_apart(tmp_path: object) -> None:
         live.set("nothing", 0, "phase", 1)
     assert "4 violations without an event" in losses_of(live).sentence()
     assert losses_of(live) - Losses(4, 0) == Losses(0, 2)
+
+
+@contextmanager
+def _no_rows(*_: object) -> Iterator[LiveTables]:
+    yield LiveTables(info(tables=(GLOBALS,)), {".data": mmap.mmap(-1, 64)})
+
+
+@pytest.mark.parametrize("promised", [True, False])
+def test_a_policy_that_o2c_ko_lost_is_not_called_enforced(
+    promised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed `o2c unload` leaves: the state says that violations are prevented, and no module is there to do so."""
+    described = info(site(0), site(1, program=""))
+    saved = state.State("made", 0.0, "boot", 1, (), enforced=promised, degraded=None)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "0").touch()
+    monkeypatch.setattr(state, "load", lambda name: (saved, described))
+    monkeypatch.setattr(state, "pins", lambda name: tmp_path)
+    monkeypatch.setattr(tables, "live", _no_rows)
+    monkeypatch.setattr(status_module, "_missed_of_links", lambda links: Missed(None, None))
+    monkeypatch.setattr(status_module, "Enforcer", partial(Enforcer, tmp_path / "no-device"))
+    found = gather("made")
+    assert (found.enforced, found.unenforced) == (False, promised)
+    assert (found.sites, found.covered) == (1, 1)
+    assert any("nothing is enforced" in problem for problem in found.problems) is promised
+    assert ("NOTHING IS ENFORCED" in text_of(found)) is promised
