@@ -19,6 +19,7 @@ when this process dies, or when the guest ends; a panic ends the guest at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import lzma
 import os
@@ -51,9 +52,12 @@ SLOW_PLUGINS = ("benchmark", "hypothesispytest", "syrupy", "xdist")
 # loglevel=5: warnings and worse go to the serial console, so that a panic's last words are kept.
 COMMAND_LINE = (
     "console=ttyS0 loglevel=5 panic=-1 random.trust_cpu=on no_timer_check tsc=unstable clocksource=acpi_pm "
-    "watchdog_thresh=60 softlockup_panic=1 rcupdate.rcu_cpu_stall_timeout=60 "
+    "watchdog_thresh=60 softlockup_panic=1 sysrq_always_enabled rcupdate.rcu_cpu_stall_timeout=60 "
     "net.ifnames=0 rdinit=/init " + VM_MARK
 )
+
+LAST_WORDS_SECONDS = 15
+"""How long a guest at its timeout may print the stacks of its tasks."""
 
 Ending = Literal["exit", "panic", "timeout", "died"]
 
@@ -125,7 +129,7 @@ def run(
         raise MachineError(f"missing on this machine: {', '.join(missing)} (see scripts/install-test-tools)")
     results = results.absolute()
     results.mkdir(parents=True, exist_ok=True)
-    for name in ("status", "booted", "kmsg", "output", "console"):
+    for name in ("status", "booted", "kmsg", "output", "console", "monitor"):
         (results / name).unlink(missing_ok=True)
     (results / "output").touch()
     (results / "modules-dir").write_text(f"{kernel.modules_dir}\n")
@@ -139,8 +143,8 @@ def run(
     with (results / "output").open(encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen(
             arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            stdout=(results / "monitor").open("w"),
             stderr=(results / "qemu-errors").open("w"),
             start_new_session=True,
             preexec_fn=_die_with_parent,
@@ -158,6 +162,7 @@ def run(
                     break
                 if time.monotonic() > deadline:
                     timed_out = True
+                    _ask_what_it_waits_for(process, results / "console")
                     break
                 time.sleep(0.05)
         finally:
@@ -177,6 +182,9 @@ def run(
     if ending != "exit":
         log += ["--- serial console ---", *console.replace("\r", "").splitlines()]
         log += _read(results / "qemu-errors").splitlines()
+    if timed_out:
+        where = re.findall(r"^(?:CPU#|[RE]IP=).*", _read(results / "monitor"), re.MULTILINE)
+        log += ["--- processors at the timeout ---", *(line.strip() for line in where)]
     return Outcome(
         ending=ending,
         status=int(status) if status else None,
@@ -249,6 +257,7 @@ def _qemu_arguments(kernel: Kernel, results: Path, memory: str, cpus: int, extra
         *("-kernel", str(kernel.vmlinuz), "-initrd", str(_initramfs(kernel))),
         *("-append", f"{COMMAND_LINE} {extra}".strip()),
         *("-serial", f"file:{results / 'console'}"),
+        *("-monitor", "stdio"),
         *_share("host", Path("/"), "readonly=on,multidevs=remap"),
         *_share("results", results, "multidevs=remap"),
     ]
@@ -310,6 +319,24 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _ask_what_it_waits_for(process: subprocess.Popen[bytes], console: Path) -> None:
+    """Have a guest that did not end say where its processors and tasks stand, before it is killed.
+
+    The registers go to QEMU's monitor. The keys are the kernel's (Documentation/admin-guide/sysrq.rst): 8 lets all
+    messages through to the serial console, l is the stacks of processors, t of all tasks.
+    """
+    assert process.stdin is not None
+    keys = "".join(f"sendkey alt-sysrq-{key}\n" for key in "8lt")
+    with contextlib.suppress(BrokenPipeError):  # QEMU has ended by itself
+        process.stdin.write(f"info registers -a\n{keys}".encode())
+        process.stdin.flush()
+    end = time.monotonic() + LAST_WORDS_SECONDS
+    size = -1
+    while time.monotonic() < end and size != (size := console.stat().st_size if console.exists() else 0):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
 
 
 def _read(path: Path) -> str:
