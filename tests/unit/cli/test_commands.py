@@ -218,3 +218,48 @@ def test_interrupt(here: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 130
     assert "Traceback" not in result.stderr
+
+
+def _start(command: str, disposition: str) -> subprocess.CompletedProcess[str]:
+    """`COMMAND --version` as it is installed, which gets an interrupt while its own modules are imported."""
+    code = (
+        "import os, signal, sys\n"
+        f"signal.signal(signal.SIGINT, signal.{disposition})\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'click': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        f"sys.argv = ['{command}', '--version']\n"
+        f"from o2cc.cli.start import {command}\n"
+        f"{command}()"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", ["o2cc", "o2c"])
+def test_interrupt_while_it_starts(command: str) -> None:
+    result = _start(command, "default_int_handler")
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("command", ["o2cc", "o2c"])
+def test_ignored_interrupt_while_it_starts(command: str) -> None:
+    result = _start(command, "SIG_IGN")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"{command}, version ")
+
+
+def test_what_was_printed_is_there_after_the_quick_end(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['o2cc', '--explain', 'all']; from o2cc.cli.start import o2cc; o2cc()"
+    quick = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = subprocess.run(
+        [sys.executable, "-m", "o2cc.cli.o2cc", "--explain", "all"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert quick.stdout == slow.stdout != ""
+    closed = subprocess.run(
+        [sys.executable, "-c", f"import os; os.close(2)\n{code}"], capture_output=True, check=False
+    )
+    assert closed.returncode == 0

@@ -65,8 +65,8 @@ def test_nothing_else_travels(wheel: Path) -> None:
 def test_commands_are_declared(installed: Path) -> None:
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     text = entry_points.read_text()
-    assert "o2cc = o2cc.cli.o2cc:main" in text
-    assert "o2c = o2cc.cli.o2c:main" in text
+    assert "o2cc = o2cc.cli.start:o2cc" in text
+    assert "o2c = o2cc.cli.start:o2c" in text
 
 
 def _run(installed: Path, where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
