@@ -10,21 +10,16 @@ thresholds. scikit-learn predicts for the fitted trees; made trees have only the
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.tree import DecisionTreeClassifier
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit" / "trees"))
-
-from made_trees import build
-
 from o2cc.trees.importer import Imported, import_estimator
 from o2cc.trees.vectors import make_vectors, random_vectors
+from tests.unit.trees.made_trees import build
 
 BATCH = 100_000
 

@@ -22,7 +22,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -32,16 +31,14 @@ from pathlib import Path
 import numpy as np
 from elftools.elf.elffile import ELFFile
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "unit" / "trees"))
-
-from made_trees import build, fitted
-
 from o2cc.trees.bytecode import Assembler
 from o2cc.trees.compile import CompiledTree, Form, Subprogram, compile_tree
 from o2cc.trees.importer import Imported
 from o2cc.trees.kernel import KernelRunError, LoadedTree, empty_tree
 from o2cc.trees.tree import IntegerTree, Leaf, Test, Words
 from o2cc.trees.vectors import make_vectors
+from tests.unit.bpf.elf_sections import section_named
+from tests.unit.trees.made_trees import build, fitted
 
 LOOP = "the loop alone"
 BOUND_FEATURE = 10**6
@@ -118,8 +115,7 @@ def build_c(source: str, compiler: str) -> bytes:
             timeout=600,
         )
         with path.with_suffix(".o").open("rb") as file:
-            section = ELFFile(file).get_section_by_name(".text")
-            return bytes(section.data())
+            return bytes(section_named(ELFFile(file), ".text").data())
 
 
 def bound_tree(tree: IntegerTree) -> tuple[IntegerTree, list[int]]:

@@ -44,7 +44,8 @@ def members_of_sets(
             continue
         resolved = resolve_set(context, defined.module, defined.node.value, universe)
         for member, mention in resolved.included.items():
-            found.setdefault(member, mention)
+            if member in names:  # `imports` brings all callees
+                found.setdefault(member, mention)
     return found
 
 

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.machine import Event, Machine
+from tests.unit.bpf.elf_sections import symbol_table
 
 MASK = (1 << 64) - 1
 _INSTRUCTION = struct.Struct("<BBhi")
@@ -64,7 +66,7 @@ class Emulator:
         self._sections: list[str] = []
         self._entries: list[tuple[ir.Map, list[int]]] = []
         self._records: list[list[int | None]] = []
-        symbols = elf.get_section_by_name(".symtab")
+        symbols = symbol_table(elf)
         for section in elf.iter_sections():
             flags = section["sh_flags"]
             if flags & 4:
@@ -85,7 +87,7 @@ class Emulator:
             if reference.section in self.code and reference.section != ".text":
                 self.programs[reference.name] = (reference.section, reference.value // 8)
         for section in elf.iter_sections():
-            if section["sh_type"] == "SHT_REL":
+            if isinstance(section, RelocationSection):
                 target = elf.get_section(section["sh_info"]).name
                 for relocation in section.iter_relocations():
                     key = (target, relocation["r_offset"] // 8)
@@ -217,7 +219,7 @@ class Emulator:
         return len(found.parameters)
 
     def _immediate(self, section: str, index: int) -> int:
-        low, high = (_INSTRUCTION.unpack_from(self.code[section], 8 * i)[3] for i in (index, index + 1))
+        low, high = (int(_INSTRUCTION.unpack_from(self.code[section], 8 * i)[3]) for i in (index, index + 1))
         reference = self._references.get((section, index))
         if reference is None:
             return (low & 0xFFFFFFFF) | (high & 0xFFFFFFFF) << 32

@@ -262,7 +262,7 @@ def generate(seed: int, checks: int, sites_each: int = 1) -> ir.Module:
     for number in range(3):
         functions.append(_function(random_, number, functions, inline=number == 1))
     made = [_check(random_, number, functions) for number in range(checks)]
-    sites = []
+    sites: list[ir.Site] = []
     for check in made:
         for _ in range(sites_each):
             number = len(sites)

@@ -13,7 +13,7 @@ from o2cc.bpf.layout import REGISTER_OFFSETS, Layout
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.ir.machine import Machine
-from o2cc.ir.walk import instructions
+from o2cc.ir.walk import Body, instructions
 from tests.unit.bpf import generated
 from tests.unit.bpf.emulator import Emulator
 
@@ -26,13 +26,12 @@ def run_hook(code: Builder, kind: ir.HookKind, context: bytes, **facts: Any) -> 
 
 
 def test_generated_checks_use_every_instruction_that_does_not_depend_on_the_moment() -> None:
-    used = {
-        type(instruction)
-        for seed in range(40)
-        for module in [generated.generate(seed, checks=3)]
-        for body in (*module.functions, *module.checks)
-        for instruction in instructions(body)
-    }
+    bodies: list[Body] = []
+    for seed in range(40):
+        module = generated.generate(seed, checks=3)
+        bodies.extend(module.functions)
+        bodies.extend(module.checks)
+    used = {type(instruction) for body in bodies for instruction in instructions(body)}
     assert used == set(get_args(ir.Instruction)) - {ir.Argument, ir.Helper}
 
 

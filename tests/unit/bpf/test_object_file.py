@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
 
 from o2cc.bpf.emit import emit_object, emit_test_object
 from o2cc.bpf.info import HookInfo, MapInfo, TableInfo, read
@@ -22,6 +23,7 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.verifier import verify
 from tests.unit.bpf import modules
 from tests.unit.bpf.btf_reader import Btf, Section, read_btf, read_ext
+from tests.unit.bpf.elf_sections import section_named, symbol_table
 
 
 def elf_of(data: bytes) -> ELFFile:
@@ -30,14 +32,14 @@ def elf_of(data: bytes) -> ELFFile:
 
 def btf_of(data: bytes) -> tuple[Btf, dict[str, Section]]:
     elf = elf_of(data)
-    btf = read_btf(elf.get_section_by_name(".BTF").data())
-    return btf, read_ext(elf.get_section_by_name(".BTF.ext").data(), btf)
+    btf = read_btf(section_named(elf, ".BTF").data())
+    return btf, read_ext(section_named(elf, ".BTF.ext").data(), btf)
 
 
 def program_code(data: bytes) -> dict[str, bytes]:
     elf = elf_of(data)
     found = {}
-    for symbol in elf.get_section_by_name(".symtab").iter_symbols():
+    for symbol in symbol_table(elf).iter_symbols():
         if symbol["st_info"]["type"] == "STT_FUNC":
             section = elf.get_section(symbol["st_shndx"])
             found[symbol.name] = section.data()[symbol["st_value"] : symbol["st_value"] + symbol["st_size"]]
@@ -74,7 +76,7 @@ def test_sections_are_what_libbpf_expects_and_nothing_else(built: tuple[Layout, 
 
 
 def test_the_license_is_gpl(built: tuple[Layout, bytes]) -> None:
-    assert elf_of(built[1]).get_section_by_name("license").data() == b"GPL\0"
+    assert section_named(elf_of(built[1]), "license").data() == b"GPL\0"
 
 
 def test_programs_and_subprograms_have_global_symbols(built: tuple[Layout, bytes]) -> None:
@@ -91,7 +93,7 @@ def test_programs_and_subprograms_have_global_symbols(built: tuple[Layout, bytes
     }[layout]
     hooks = {"on_free", "on_return", "on_kmalloc", "on_request"}
     assert set(program_code(data)) == named | hooks | {"decide"}
-    symbols = elf_of(data).get_section_by_name(".symtab")
+    symbols = symbol_table(elf_of(data))
     assert symbols["sh_info"] == 1
     assert all(s["st_info"]["bind"] == "STB_GLOBAL" for s in list(symbols.iter_symbols())[1:])
 
@@ -99,7 +101,7 @@ def test_programs_and_subprograms_have_global_symbols(built: tuple[Layout, bytes
 def test_every_instruction_that_is_relocated_is_of_the_right_kind(built: tuple[Layout, bytes]) -> None:
     elf = elf_of(built[1])
     for section in elf.iter_sections():
-        if section["sh_type"] == "SHT_REL":
+        if isinstance(section, RelocationSection):
             code = elf.get_section(section["sh_info"]).data()
             offsets = [relocation["r_offset"] for relocation in section.iter_relocations()]
             assert offsets == sorted(set(offsets))
@@ -134,7 +136,7 @@ def test_every_function_has_its_type_and_its_first_line(built: tuple[Layout, byt
     data = built[1]
     btf, sections = btf_of(data)
     elf = elf_of(data)
-    for symbol in elf.get_section_by_name(".symtab").iter_symbols():
+    for symbol in symbol_table(elf).iter_symbols():
         if symbol["st_info"]["type"] != "STT_FUNC":
             continue
         section = sections[elf.get_section(symbol["st_shndx"]).name]
@@ -142,7 +144,7 @@ def test_every_function_has_its_type_and_its_first_line(built: tuple[Layout, byt
         assert types[symbol["st_value"]] == symbol.name
         assert symbol["st_value"] in {line[0] for line in section.lines}
     for name, section in sections.items():
-        code = elf.get_section_by_name(name).data()
+        code = section_named(elf, name).data()
         offsets = [line[0] for line in section.lines]
         assert offsets == sorted(set(offsets))
         assert all(offset % 8 == 0 and code[offset] != 0 for offset in offsets)
@@ -210,10 +212,10 @@ def test_a_site_that_another_one_covers_has_no_program_but_is_described(layout: 
 
 def test_initial_values_are_in_the_data_sections(built: tuple[Layout, bytes]) -> None:
     elf = elf_of(built[1])
-    content = elf.get_section_by_name(".rodata").data()
+    content = section_named(elf, ".rodata").data()
     assert content[:24] == bytes([1, 0, 0, 0, 8, 0, 0, 0, 2, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-    assert elf.get_section_by_name(".data").data()[8:10] == b"\7\0"
-    assert elf.get_section_by_name(".bss")["sh_type"] == "SHT_NOBITS"
+    assert section_named(elf, ".data").data()[8:10] == b"\7\0"
+    assert section_named(elf, ".bss")["sh_type"] == "SHT_NOBITS"
 
 
 def test_statistics_count_what_is_there(built: tuple[Layout, bytes]) -> None:
@@ -292,7 +294,9 @@ def test_kernel_symbols_are_weak_externs_without_a_type() -> None:
     _, variable = btf.named("var", "page_offset_base")
     assert section.rows[0][1:] == (0, 0)
     assert (variable.size_or_type, variable.rows) == (0, [(2,)])
-    (symbol,) = elf_of(data).get_section_by_name(".symtab").get_symbol_by_name("page_offset_base")
+    symbols = symbol_table(elf_of(data)).get_symbol_by_name("page_offset_base")
+    assert symbols is not None
+    (symbol,) = symbols
     assert (symbol["st_shndx"], symbol["st_info"]["bind"]) == ("SHN_UNDEF", "STB_WEAK")
 
 

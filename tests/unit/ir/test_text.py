@@ -151,8 +151,7 @@ def survives(text: str) -> None:
             module = read(source)
         except DiagnosticError as problem:
             for diagnostic in problem.diagnostics:
-                span = diagnostic.primary and diagnostic.primary.span
-                assert span is None or span.end <= len(text)
+                assert diagnostic.primary is None or diagnostic.primary.span.end <= len(text)
             continue
         if not verify(module):
             assert parse_module(SourceFile("t.ir", print_module(module))) == module

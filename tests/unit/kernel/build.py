@@ -315,10 +315,12 @@ def kernel_file(release: str = RELEASE, code: bytes = b"\xc3", new: bool = False
     )
 
 
-def write_kernel(directory: Path, release: str = RELEASE, **more: bytes) -> Kernel:
+def write_kernel(
+    directory: Path, release: str = RELEASE, *, code: bytes = b"\xc3", data: bytes = b""
+) -> Kernel:
     """A kernel on disk, opened."""
     path = directory / "vmlinux"
-    path.write_bytes(kernel_file(release, **more))
+    path.write_bytes(kernel_file(release, code, data=data))
     return Kernel(path)
 
 

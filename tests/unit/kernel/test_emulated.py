@@ -7,6 +7,7 @@ means the same 64-bit number until what defines it runs again.
 
 import contextlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import unicorn
 from hypothesis import HealthCheck, given, settings
@@ -132,7 +133,8 @@ class Writer:
     labels: int = 0
 
     def write(self, program: object, depth: int) -> None:
-        for item in program if isinstance(program, list) else [program]:
+        items: list[Any] = program if isinstance(program, list) else [program]
+        for item in items:
             if isinstance(item, list):
                 self.write(item, depth)
                 continue

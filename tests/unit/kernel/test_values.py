@@ -141,8 +141,9 @@ def test_an_overlapping_store_ends_a_spill() -> None:
     described = one(
         "sub rsp, 0x18\nmov [rsp + 8], rdi\nmov dword ptr [rsp + 12], 0\nmov rax, [rsp + 8]\nmov [rax], rsi\nadd rsp, 0x18\nret"
     )
-    assert stores(described)[2].value_source is not None
-    assert stores(described)[2].value_source.kind == "load"
+    source = stores(described)[2].value_source
+    assert source is not None
+    assert source.kind == "load"
 
 
 def test_results_of_calls_and_loads() -> None:

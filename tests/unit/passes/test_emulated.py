@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 import unicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel import test_emulated as emulated
 
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Description, Function
@@ -19,6 +18,7 @@ from o2cc.passes.checked_before import DischargeCheckedBefore
 from o2cc.passes.manager import Pass, PassContext, run_pipeline
 from o2cc.passes.merge_checks import TABLE, MergeChecks
 from o2cc.passes.own_frame import FRAME_LIMIT, DischargeOwnFrame
+from tests.unit.kernel import test_emulated as emulated
 
 from .targets import description
 from .test_merge_checks import LIBRARY_MODULE, with_sites

@@ -14,11 +14,12 @@ from o2cc.diagnostics import DiagnosticError, SourceFile
 from o2cc.policy.checker import check
 from o2cc.policy.names import ParsedModule
 from o2cc.report.render import ErrorFormat, render
+from o2cc.syntax import nodes
 from o2cc.syntax.parser import parse
 from tests.unit.syntax.derivations import policy_texts
 
 from .cases import CASES
-from .run import library, run
+from .run import compartment, library, run
 from .target import describe
 
 WORD = re.compile(r"\b(skb|len|sk_buff|sctp_rcv|p|x9|size|head|free)\b")
@@ -42,13 +43,11 @@ def test_what_parses_is_checked(text: str, seed: int) -> None:
         parsed = parse(source)
     except DiagnosticError:
         return
-    for compartment in {item.name.text for item in parsed.items if hasattr(item, "rules")}:
+    for name in {item.name.text for item in parsed.items if isinstance(item, nodes.Compartment)}:
         for target in (DESCRIPTION, None):
             resolve = library()
             try:
-                _, diagnostics = check(
-                    ParsedModule("", source, parsed), target, resolve, compartment=compartment
-                )
+                _, diagnostics = check(ParsedModule("", source, parsed), target, resolve, compartment=name)
             except DiagnosticError as failure:
                 diagnostics = failure.diagnostics
             render(diagnostics, {source.name: source, **resolve.sources}, ErrorFormat.TEXT)
@@ -62,3 +61,11 @@ def test_rules_of_several_policies_together(first: str, second: str, cut: int) -
     position = cut % (len(one) + 1)
     with contextlib.suppress(DiagnosticError):  # of the parser
         run(one[:position] + other + one[position:])
+
+
+def test_a_set_of_dangerous_functions_may_be_all_imports() -> None:
+    """Catches a crash when a pointer leads to a function of such a set that is not called directly."""
+    _, diagnostics, _ = run(compartment("icall { kernel_write }", before="set dangerous = imports\n"))
+    told = [item.message.split("`")[1] for item in diagnostics if item.code == "O2C0306"]
+    assert told[-1] == "kernel_write"  # of the callees all others
+    assert {"kfree", "send", "mystery"} < set(told)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_fit_machine_is_all_good() -> None:
         ({"target": "sctp", "target_loaded": True, "description": "dead"}, "description", "o2c scan sctp"),
     ],
 )
-def test_what_prevents_reporting(changes: dict[str, object], subject: str, remedy: str) -> None:
+def test_what_prevents_reporting(changes: dict[str, Any], subject: str, remedy: str) -> None:
     verdict = judge(replace(FIT, **changes))
     assert not verdict.can_report
     assert not verdict.can_prevent
@@ -68,7 +69,7 @@ def test_what_prevents_reporting(changes: dict[str, object], subject: str, remed
     ],
 )
 def test_without_the_module_one_reports_and_is_told_how_to_get_it(
-    changes: dict[str, object], remedy: str
+    changes: dict[str, Any], remedy: str
 ) -> None:
     verdict = judge(replace(FIT, module_loaded=False, **changes))
     assert verdict.can_report
@@ -92,7 +93,7 @@ def test_without_the_module_one_reports_and_is_told_how_to_get_it(
         ),
     ],
 )
-def test_notes_do_not_prevent_anything(changes: dict[str, object], text: str) -> None:
+def test_notes_do_not_prevent_anything(changes: dict[str, Any], text: str) -> None:
     verdict = judge(replace(FIT, **changes))
     assert verdict.can_prevent
     assert any(text in finding.text for finding in verdict.findings if finding.grade is Grade.NOTE)

@@ -37,6 +37,7 @@ from o2cc.runtime.enforcer_types import (
 )
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.running_kernel import Symbols
+from tests.unit.bpf.elf_sections import section_named
 from tests.unit.bpf.emulator import Emulator
 from tests.unit.bpf.test_differential import context
 
@@ -215,7 +216,7 @@ def test_the_compiled_shadow_has_the_size_that_the_loader_gives_it(layout: Layou
     module = shadow_module(8)
     data = emit_object(module, layout=layout, sources={}).data
     resized = heap.resized(data, read(data), frames)
-    section = ELFFile(io.BytesIO(resized)).get_section_by_name(heap.SHADOW_SECTION)
+    section = section_named(ELFFile(io.BytesIO(resized)), heap.SHADOW_SECTION)
     assert section["sh_size"] == frames
     assert section["sh_type"] == "SHT_NOBITS"
     machine = Machine(module)

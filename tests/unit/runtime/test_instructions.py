@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from o2cc.runtime.enforcer_types import NO_REGISTER, RIP, Action, Kind
@@ -13,7 +15,7 @@ RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 NOPS = bytes([0x90] * 8)
 
 
-def placed(code: str, kind: str = "store", *, height: int = 8, **changes: object) -> Placed:
+def placed(code: str, kind: str = "store", *, height: int = 8, **changes: Any) -> Placed:
     return Placed(
         site(1, kind=kind, **changes), 0xFFFFFFFFC0001000, bytes.fromhex(code) + NOPS, Action.DENY, height
     )

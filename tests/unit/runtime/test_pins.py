@@ -39,7 +39,7 @@ def test_hooks_stay_until_the_probes_of_the_checks_are_gone(
         seen.append((directory / "links/o2c_allocated").exists())
         path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
 
-    monkeypatch.setattr(pins.time, "sleep", slowly)
+    monkeypatch.setattr("o2cc.runtime.pins.time.sleep", slowly)
     assert pins.remove(directory, silent) == 2
     assert seen == [True, True]
     assert len(path.read_text().splitlines()) == 3

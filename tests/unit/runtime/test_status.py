@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_a_quiet_compartment_is_six_lines() -> None:
         ({"observed": (Failure(1, "f+0x1", "why"),)}, "places that only report (1):\n    f+0x1: why"),
     ],
 )
-def test_everything_weaker_than_hoped_for_is_said(changes: dict[str, object], expected: str) -> None:
+def test_everything_weaker_than_hoped_for_is_said(changes: dict[str, Any], expected: str) -> None:
     assert expected in text_of(replace(STATUS, **changes))
 
 

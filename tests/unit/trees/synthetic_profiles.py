@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def layout(rng: random.Random) -> dict[str, int]:
 
 def word(kind: str, area: dict[str, int], address: int, size: int, rng: random.Random) -> int:
     """One word of a kind."""
-    return {
+    made: Mapping[str, Callable[[], int]] = {
         "z": lambda: 0,
         "s": lambda: rng.randrange(1, 1 << 12),
         "k": lambda: area["kernel_text"] + rng.randrange(0x100_0000),
@@ -58,7 +59,8 @@ def word(kind: str, area: dict[str, int], address: int, size: int, rng: random.R
         "p": lambda: address + rng.randrange(size // 8) * 8,
         "a": lambda: int.from_bytes(bytes(rng.randrange(97, 123) for _ in range(8)), "little"),
         "x": lambda: rng.randrange(1 << 20, 1 << 50) | 0x80,
-    }[kind]()
+    }
+    return made[kind]()
 
 
 def rows(

@@ -6,19 +6,20 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import joblib
 import pytest
 from click.testing import CliRunner, Result
-from made_trees import build
 from sklearn.tree import DecisionTreeClassifier
-from synthetic_profiles import rows, write
 
 import o2cc
 from o2cc.cli.train import train
 from o2cc.cli.tree import tree as tree_command
 from o2cc.report.explain import explanation
 from o2cc.trees.file import read_tree, tree_to_text, write_tree
+from tests.unit.trees.made_trees import build
+from tests.unit.trees.synthetic_profiles import rows, write
 
 
 def run(*arguments: object) -> Result:
@@ -74,9 +75,13 @@ def test_check_without_the_kernel_says_so_unless_asked(plain: Path, monkeypatch:
 
 
 def test_check_of_trees_with_hardly_any_features_used(tmp_path: Path) -> None:
-    wide = {"children_left": [1, -1, -1], "children_right": [2, -1, -1], "feature": [65_000, 0, 0]}
+    wide: dict[str, Any] = {
+        "children_left": [1, -1, -1],
+        "children_right": [2, -1, -1],
+        "feature": [65_000, 0, 0],
+    }
     wide |= {"threshold": [2.0**63, 0, 0], "value": [0, 1, 2], "n_features": 65_536}
-    leaf = {
+    leaf: dict[str, Any] = {
         "children_left": [-1],
         "children_right": [-1],
         "feature": [-2],

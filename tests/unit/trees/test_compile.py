@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_trees import THRESHOLDS, build
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.trees.bytecode import Op
@@ -17,6 +16,7 @@ from o2cc.trees.importer import Imported
 from o2cc.trees.interpret import Machine
 from o2cc.trees.tree import Leaf
 from o2cc.trees.vectors import make_vectors
+from tests.unit.trees.made_trees import THRESHOLDS, build
 
 
 def mismatches(imported: Imported, compiled: CompiledTree, count: int, seed: int) -> int:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_trees import THRESHOLDS, build
 from sklearn.tree import DecisionTreeClassifier
 
 from o2cc.trees.check import check_tree
 from o2cc.trees.importer import Imported, import_estimator, reference_of
 from o2cc.trees.tree import IntegerTree, Leaf, Test
 from o2cc.trees.vectors import boundary_words, make_vectors, random_vectors
+from tests.unit.trees.made_trees import THRESHOLDS, build
 
 
 @given(

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_trees import build
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
@@ -21,6 +20,7 @@ from o2cc.diagnostics import DiagnosticError
 from o2cc.trees.file import parse_json, read_tree, tree_from_document, tree_to_text, write_tree
 from o2cc.trees.importer import import_document, import_json, import_pickle
 from o2cc.trees.tree import Leaf, Test
+from tests.unit.trees.made_trees import build
 
 
 def codes(problem: pytest.ExceptionInfo[DiagnosticError]) -> set[str]:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_trees import build
 
 from o2cc.diagnostics import DiagnosticError, SourceFile
 from o2cc.ir import nodes as ir
@@ -22,6 +21,7 @@ from o2cc.ir.verifier import require_valid
 from o2cc.trees.features import LAYOUT_FIELDS, Layout, Objects, WordClass, extract
 from o2cc.trees.lower import lower_tree
 from o2cc.trees.tree import Feature, FeatureKind, IntegerTree, Leaf, Test
+from tests.unit.trees.made_trees import build
 
 ADDRESS = 0xFF11_0000_0000_1000
 KERNEL = {
@@ -71,7 +71,6 @@ def interpreter(tree: IntegerTree, **options: Any) -> Interpreter:
     require_valid(module)
     text = print_module(module)
     assert parse_module(SourceFile("m.ir", text)) == module
-    machine = Machine(module)
     places = {name: 0xFFFF_FFFF_8300_0000 + 8 * number for number, name in enumerate(KERNEL)}
     symbols = {"_stext": KERNEL["stext"], "_etext": KERNEL["etext"], "_end": KERNEL["end"]}
     for symbol, key in (
@@ -81,8 +80,9 @@ def interpreter(tree: IntegerTree, **options: Any) -> Interpreter:
         ("max_pfn", "max_pfn"),
     ):
         symbols[symbol] = places[key]
-        machine.memory.write_word(places[key], KERNEL[key])
-    machine.symbols.update(symbols)
+    machine = Machine(module, symbols=symbols)
+    for key, place in places.items():
+        machine.memory.write_word(place, KERNEL[key])
     return Interpreter(machine)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_trees import THRESHOLDS, closed_form
 
 from o2cc.trees.thresholds import NEVER, WORD_MAX, float32_neighbours, integer_threshold, integer_thresholds
+from tests.unit.trees.made_trees import THRESHOLDS, closed_form
 
 
 def float32_of(word: int) -> int:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_profiles import rows, write
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.trees.compile import compile_tree
@@ -21,6 +21,7 @@ from o2cc.trees.report import report_as_text, write_plots
 from o2cc.trees.study import Study, study
 from o2cc.trees.train import Options, Trained, fold_masks, quick_options, train
 from o2cc.trees.tree import Leaf
+from tests.unit.trees.synthetic_profiles import rows, write
 
 QUICK = quick_options(Options())
 
@@ -49,9 +50,9 @@ def test_the_tree_knows_objects_of_a_boot_that_it_has_not_seen(trained: Trained,
 
 
 def test_the_tree_keeps_the_budget_and_says_where_it_comes_from(trained: Trained) -> None:
-    assert compile_tree(trained.tree).instruction_count < trained.tree.provenance["instructions"]
-    assert trained.tree.provenance["instructions"] <= QUICK.budget
-    assert not set(trained.tree.provenance["boots_trained"]) & set(trained.tree.provenance["boots_held_out"])
+    told: Mapping[str, Any] = trained.tree.provenance
+    assert compile_tree(trained.tree).instruction_count < told["instructions"] <= QUICK.budget
+    assert not set(told["boots_trained"]) & set(told["boots_held_out"])
     bounds = [node.bound for node in trained.tree.nodes if isinstance(node, Leaf)]
     assert all(bound is not None and 0 <= bound < 1 for bound in bounds)
 

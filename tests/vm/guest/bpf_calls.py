@@ -95,7 +95,7 @@ class Loaded:
     def entries(self, name: str, key_words: int, value_words: int) -> dict[tuple[int, ...], tuple[int, ...]]:
         """All entries of a map of words."""
         descriptor = self._map(name)
-        found = {}
+        found: dict[tuple[int, ...], tuple[int, ...]] = {}
         key = ctypes.create_string_buffer(8 * key_words)
         following = ctypes.create_string_buffer(8 * key_words)
         value = ctypes.create_string_buffer(8 * value_words)

@@ -230,33 +230,34 @@ class Form:
             if kind is Kind.STRING:
                 site = replace(site, base=7, size=size)
             else:
-                site = replace(site, size=size, **_operand(instruction))
+                site = _with_operand(replace(site, size=size), instruction)
         return replace(site, **changes)
 
 
-def _number(register: int) -> int:
+def _number(register: Any) -> int:
     if register == Register.NONE:
         return NO_REGISTER
     if register == Register.RIP:
         return RIP
-    return iced_x86.RegisterExt.number(register)
+    return int(iced_x86.RegisterExt.number(register))
 
 
-def _operand(instruction: Instruction) -> dict[str, int]:
+def _with_operand(site: Site, instruction: Instruction) -> Site:
     memory = any(instruction.op_kind(i) == OpKind.MEMORY for i in range(instruction.op_count))
     if not memory:
-        return {}
+        return site
     index = _number(instruction.memory_index)
     displacement = instruction.memory_displacement
     if instruction.memory_base == Register.RIP:
         displacement -= instruction.next_ip
     displacement = (displacement + 2**31) % 2**32 - 2**31
-    return {
-        "base": _number(instruction.memory_base),
-        "index": index,
-        "scale": 0 if index == NO_REGISTER else instruction.memory_index_scale,
-        "displacement": displacement,
-    }
+    return replace(
+        site,
+        base=_number(instruction.memory_base),
+        index=index,
+        scale=0 if index == NO_REGISTER else instruction.memory_index_scale,
+        displacement=displacement,
+    )
 
 
 class _FormInfo(ctypes.Structure):

@@ -84,8 +84,8 @@ def files(seed: int) -> None:
             (directory / f"link{number}").symlink_to(path)
             path.read_bytes()
         list(directory.iterdir())
-    for path in ("/proc/self/maps", "/proc/meminfo", "/proc/net/dev", "/proc/mounts"):
-        Path(path).read_bytes()
+    for table in ("/proc/self/maps", "/proc/meminfo", "/proc/net/dev", "/proc/mounts"):
+        Path(table).read_bytes()
     read_end, write_end = os.pipe()
     os.write(write_end, b"x" * 100)
     os.read(read_end, 100)

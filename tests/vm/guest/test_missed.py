@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -53,11 +54,7 @@ def hammer_until_missed(forms: Forms, enforcer: Enforcer) -> tuple[int, int]:
     status = 0
     for _ in range(TRIES):
         machine, pointers = start_state(form)
-        status = status_of(
-            in_child(
-                lambda registers=machine.registers, mask=pointers: forms.hammer(form, registers, mask, 500)
-            )
-        )
+        status = status_of(in_child(partial(forms.hammer, form, machine.registers, pointers, 500)))
         if enforcer.info().missed:
             break
     return enforcer.info().missed, status

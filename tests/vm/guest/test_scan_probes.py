@@ -69,7 +69,7 @@ def sites(description: Description) -> Iterator[tuple[Function, Site]]:
 
 def spread(found: list[tuple[Function, Site]], taken: set[tuple[str, int]]) -> list[tuple[Function, Site]]:
     """At most `SAMPLE` of them, evenly over the list, `APART` bytes from each other and from those taken."""
-    chosen = []
+    chosen: list[tuple[Function, Site]] = []
     step = max(1, len(found) // (2 * SAMPLE))
     for function, site in found[::step]:
         near = {(function.name, other) for other in range(site.offset - APART, site.offset + APART)}

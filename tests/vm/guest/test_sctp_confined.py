@@ -32,11 +32,21 @@ HOT = (
     "sctp_packet_*",
     "sctp_ulpq_*",
     "sctp_ulpevent_*",
+    "sctp_sendmsg*",
+    "sctp_recvmsg",
+    "sctp_chunk_*",
+    "sctp_sf_eat_*",
+    "sctp_wfree",
+    "sctp_poll",
 )
-HOT += ("sctp_sendmsg*", "sctp_recvmsg", "sctp_chunk_*", "sctp_sf_eat_*", "sctp_wfree", "sctp_poll")
 # Calls, entries and returns of code that this traffic never runs: tracing, dumps, extensions.
-COLD = ("*sctp_probe*", "sctp_diag*", "*_auth_*", "sctp_offload*", "sctp_reconf*", "sctp_process_strreset*")
-COLD += (
+COLD = (
+    "*sctp_probe*",
+    "sctp_diag*",
+    "*_auth_*",
+    "sctp_offload*",
+    "sctp_reconf*",
+    "sctp_process_strreset*",
     "sctp_setsockopt*",
     "sctp_getsockopt*",
     "sctp_asconf*",

@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "unit" / "trees"))
-
-from made_trees import build
 
 from o2cc.bpf.emit import emit_object
 from o2cc.bpf.info import read
@@ -25,6 +20,7 @@ from o2cc.trees.importer import Imported
 from o2cc.trees.kernel import LoadedTree
 from o2cc.trees.lower import lower_tree
 from o2cc.trees.tree import Feature, FeatureKind, IntegerTree
+from tests.unit.trees.made_trees import build
 from tests.vm.guest.bpf_calls import loaded
 
 TREES = [
