@@ -11,6 +11,7 @@ import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error, warning
+from o2cc.report.locate import printable
 from o2cc.trees.check import Check, InKernel, NotInKernel, check_tree
 from o2cc.trees.check_report import check_as_json, check_as_text
 from o2cc.trees.compile import Form
@@ -59,7 +60,7 @@ def show(reporter: Reporter, source: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(tree_as_json(shown), indent=1))
     else:
-        click.echo("\n".join(tree_as_text(shown)))
+        click.echo(printable("\n".join(tree_as_text(shown))))
 
 
 @tree.command()

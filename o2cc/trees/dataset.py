@@ -135,6 +135,9 @@ def profile_from_table(table: Any, path: str) -> Profile:
     wrong = sorted(set(texts["moment"]) - set(MOMENTS))
     if wrong:
         raise _broken(f"a sample's moment is `{wrong[0]}`, moments are alloc, live, access and free", path)
+    unnamed = [name for name in sorted(set(texts["label"])) if not name or not name.isprintable()]
+    if unnamed:
+        raise _broken(f"the label {unnamed[0][:40]!r} is empty or cannot be printed", path)
     numbers = {name: np.asarray(table.column(name).to_numpy(), dtype=np.uint64) for name in NUMBER_COLUMNS}
     if (numbers["size"] == 0).any():
         raise _broken("a sample's object has no bytes", path)

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
@@ -43,9 +44,13 @@ from o2cc.trees.tree import (
     Test,
 )
 
+HEXADECIMAL = re.compile("0x[0-9a-fA-F]{1,16}")
 FORMAT = "o2c-tree"
 VERSION = 2
 MAX_FILE_BYTES = 256 * 2**20
+MOST_CONTAINERS = 10 * MAX_NODES
+"""Lists and objects of one file: a node takes one, or three with scikit-learn's weights.  Each costs far more memory than its
+two bytes in the file."""
 
 
 def fail(code: str, message: str, path: str, help: str | None = None) -> NoReturn:
@@ -57,8 +62,16 @@ def parse_json(data: bytes, path: str) -> dict[str, Any]:
     """The object in `data`; DiagnosticError when it is not one."""
     if not data.strip():
         fail("O2C0701", "the file is empty", path, "`o2c train` and `o2c tree import` write tree files")
+    containers = data.count(b"[") + data.count(b"{")
+    if containers > MOST_CONTAINERS:
+        fail(
+            "O2C0710",
+            f"the file holds {containers:,} lists and objects, the limit is {MOST_CONTAINERS:,}",
+            path,
+            f"a tree has at most {MAX_NODES:,} nodes",
+        )
     try:
-        document = json.loads(data.decode("utf-8"))
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError:
         fail(
             "O2C0701",
@@ -66,11 +79,30 @@ def parse_json(data: bytes, path: str) -> dict[str, Any]:
             path,
             "`o2c tree import` takes pickled scikit-learn trees",
         )
-    except (ValueError, RecursionError) as problem:
+    except _RepeatedNameError as problem:
+        fail("O2C0701", str(problem), path)
+    except RecursionError:
+        fail("O2C0701", "the file is JSON that is nested too deep for a tree", path)
+    except ValueError as problem:
+        if "int_max_str_digits" in str(problem):  # the limit of Python's own conversion, 4,300
+            fail("O2C0701", "the file has a number of thousands of digits", path)
         fail("O2C0701", f"the file is not JSON: {_lower_first(str(problem))}", path)
     if not isinstance(document, dict):
         fail("O2C0701", "the file holds JSON, but not an object with the fields of a tree", path)
     return document
+
+
+class _RepeatedNameError(Exception):
+    """Of a name that an object has twice, one JSON reader takes the first value and another the last."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise _RepeatedNameError(f"an object of the file has {shown(name)} twice")
+        result[name] = value
+    return result
 
 
 def _lower_first(text: str) -> str:
@@ -114,26 +146,29 @@ def tree_from_document(document: Mapping[str, Any], path: str) -> IntegerTree:
 
 def _check_header(document: Mapping[str, Any], path: str) -> None:
     if document.get("format") != FORMAT:
-        fail("O2C0702", f"`format` is {_shown(document.get('format'))}, not `{FORMAT}`", path)
+        fail("O2C0702", f"`format` is {shown(document.get('format'))}, not `{FORMAT}`", path)
     version = document.get("version")
     if version != VERSION or isinstance(version, bool):
         fail(
             "O2C0702",
-            f"the tree is of version {_shown(version)}, this o2c reads version {VERSION}",
+            f"the tree is of version {shown(version)}, this o2c reads version {VERSION}",
             path,
             "train or import the tree again with this o2c",
         )
     bits = document.get("word_bits")
     if bits != WORD_BITS:
-        fail("O2C0703", f"the tree is for words of {_shown(bits)} bits, kernels here have {WORD_BITS}", path)
+        fail("O2C0703", f"the tree is for words of {shown(bits)} bits, kernels here have {WORD_BITS}", path)
     if document.get("missing_word") != MISSING_WORD:
-        missing = _shown(document.get("missing_word"))
+        missing = shown(document.get("missing_word"))
         fail("O2C0703", f"the tree takes missing words as {missing}, the kernel gives {MISSING_WORD}", path)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A JSON value for a message, short."""
-    text = "missing" if value is None else json.dumps(value, default=str)
+    try:
+        text = "missing" if value is None else json.dumps(value, default=str)
+    except RecursionError:  # it was read with fewer callers above
+        return "nested too deep"
     return text if len(text) <= 40 else text[:37] + "..."
 
 
@@ -141,9 +176,17 @@ def _strings(value: object, name: str, problems: Problems) -> list[str]:
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         if len(set(value)) < len(value):
             problems.add("O2C0711", f"`{name}` names a class twice")
+        check_class_names(value, problems)
         return value
     problems.add("O2C0704", f"`{name}` must be a list with at least one name")
     return []
+
+
+def check_class_names(names: Sequence[str], problems: Problems) -> None:
+    """Report names that cannot be printed: control characters, which could steer a terminal, and halves of characters."""
+    for name in names:
+        if not name.isprintable() or not name:
+            problems.add("O2C0711", f"the class name {shown(name)} is empty or cannot be printed")
 
 
 def _features(value: object, problems: Problems) -> list[Feature]:
@@ -160,11 +203,11 @@ def _features(value: object, problems: Problems) -> list[Feature]:
         if kind not in tuple(FeatureKind):
             help = did_you_mean(kind, tuple(FeatureKind)) if isinstance(kind, str) else None
             problems.add(
-                "O2C0709", f"feature {number} is of kind {_shown(kind)}, which is not known", help=help
+                "O2C0709", f"feature {number} is of kind {shown(kind)}, which is not known", help=help
             )
         elif not _is_integer(index) or not 0 <= index < MAX_FEATURES:
             problems.add(
-                "O2C0709", f"feature {number} is of word {_shown(index)}, not of 0 to {MAX_FEATURES - 1}"
+                "O2C0709", f"feature {number} is of word {shown(index)}, not of 0 to {MAX_FEATURES - 1}"
             )
         else:
             features.append(Feature(FeatureKind(kind), index))
@@ -191,25 +234,25 @@ def _test(number: int, entry: Mapping[str, Any], feature_count: int, problems: P
     feature, low, high = entry["feature"], entry.get("low"), entry.get("high")
     if not _is_integer(feature) or not 0 <= feature < feature_count:
         problems.add(
-            "O2C0709", f"node {number} tests feature {_shown(feature)}, the tree has 0 to {feature_count - 1}"
+            "O2C0709", f"node {number} tests feature {shown(feature)}, the tree has 0 to {feature_count - 1}"
         )
         return None
     if not _is_integer(low) or not _is_integer(high) or low < 0 or high < 0:
         problems.add(
-            "O2C0707", f"node {number} has children {_shown(low)} and {_shown(high)}, which are no nodes"
+            "O2C0707", f"node {number} has children {shown(low)} and {shown(high)}, which are no nodes"
         )
         return None
     threshold = parse_threshold(entry.get("threshold"))
     if threshold is None:
-        shown = _shown(entry.get("threshold"))
+        found = shown(entry.get("threshold"))
         problems.add(
-            "O2C0705", f"node {number} has threshold {shown}, not `never` or a hexadecimal 64-bit word"
+            "O2C0705", f"node {number} has threshold {found}, not `never` or a hexadecimal 64-bit word"
         )
         return None
     source = parse_finite(entry.get("float"))
     if source is None:
         problems.add(
-            "O2C0705", f"node {number} has float threshold {_shown(entry.get('float'))}, not a finite number"
+            "O2C0705", f"node {number} has float threshold {shown(entry.get('float'))}, not a finite number"
         )
         return None
     return Test(feature, threshold, low, high, source)
@@ -219,12 +262,9 @@ def parse_threshold(value: object) -> int | None:
     """An integer threshold of a file, or None when it is none."""
     if value == "never":
         return NEVER
-    if not isinstance(value, str) or not value.startswith("0x") or len(value) > 18:
+    if not isinstance(value, str) or not HEXADECIMAL.fullmatch(value):
         return None
-    try:
-        return int(value, 16)
-    except ValueError:
-        return None
+    return int(value, 16)
 
 
 def parse_finite(value: object) -> float | None:
@@ -245,16 +285,16 @@ def _leaf(number: int, entry: Mapping[str, Any], class_count: int, problems: Pro
     lower = None if bound is None else parse_finite(bound)
     if not _is_integer(label) or not 0 <= label < class_count:
         problems.add(
-            "O2C0711", f"node {number} is of class {_shown(label)}, the tree has 0 to {class_count - 1}"
+            "O2C0711", f"node {number} is of class {shown(label)}, the tree has 0 to {class_count - 1}"
         )
     elif confidence is None or not 0 <= confidence <= 1:
         problems.add(
-            "O2C0711", f"node {number} has confidence {_shown(entry.get('confidence'))}, not from 0 to 1"
+            "O2C0711", f"node {number} has confidence {shown(entry.get('confidence'))}, not from 0 to 1"
         )
     elif bound is not None and (lower is None or not 0 <= lower <= 1):
-        problems.add("O2C0711", f"node {number} has bound {_shown(bound)}, not from 0 to 1")
+        problems.add("O2C0711", f"node {number} has bound {shown(bound)}, not from 0 to 1")
     elif not _is_integer(samples) or samples < 0:
-        problems.add("O2C0711", f"node {number} has {_shown(samples)} samples")
+        problems.add("O2C0711", f"node {number} has {shown(samples)} samples")
     else:
         return Leaf(label, confidence, lower, samples)
     return None

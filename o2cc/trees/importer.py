@@ -21,10 +21,12 @@ from o2cc.diagnostics import DiagnosticError
 from o2cc.files import read_bytes
 from o2cc.trees.file import (
     MAX_FILE_BYTES,
+    check_class_names,
     fail,
     is_tree_document,
     parse_finite,
     read_document,
+    shown,
     tree_from_document,
 )
 from o2cc.trees.reference import FloatTree
@@ -149,8 +151,8 @@ def _import_plain(document: Mapping[str, Any], path: str) -> Imported:
     for number in tests:
         value = parse_finite(arrays["threshold"][number])
         if value is None:
-            shown = repr(arrays["threshold"][number])[:40]
-            problems.add("O2C0705", f"node {number} has threshold `{shown}`, not a finite number")
+            found = shown(arrays["threshold"][number])
+            problems.add("O2C0705", f"node {number} has threshold {found}, not a finite number")
         else:
             threshold[number] = value
     check_structure(left, right, problems)
@@ -161,6 +163,7 @@ def _import_plain(document: Mapping[str, Any], path: str) -> Imported:
         problems.add("O2C0704", "`n_node_samples` must have one item for each node")
     problems.raise_if_any()
     classes, label, confidences = _classes(document.get("classes"), answers, count, problems)
+    check_class_names(classes, problems)
     sample_counts = _integers(samples, "n_node_samples", problems) if samples is not None else None
     problems.raise_if_any()
     reference = FloatTree(
@@ -190,7 +193,7 @@ def _integers(values: Sequence[object], name: str, problems: Problems) -> list[i
         if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
             result.append(value)
         else:
-            problems.add("O2C0704", f"`{name}` of node {number} is `{repr(value)[:40]}`, not an integer")
+            problems.add("O2C0704", f"`{name}` of node {number} is {shown(value)}, not an integer of 64 bits")
             result.append(-1)
     return result
 
@@ -201,14 +204,14 @@ def _test_features(
     """Feature numbers by node, 0 for leaves."""
     limit = document.get("n_features", MAX_FEATURES)
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_FEATURES:
-        problems.add("O2C0709", f"`n_features` is `{repr(limit)[:40]}`, not from 1 to {MAX_FEATURES}")
+        problems.add("O2C0709", f"`n_features` is {shown(limit)}, not from 1 to {MAX_FEATURES}")
         limit = MAX_FEATURES
     features = [0] * len(values)
     for number in tests:
         value = values[number]
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
             problems.add(
-                "O2C0709", f"node {number} tests feature `{repr(value)[:40]}`, features are 0 to {limit - 1}"
+                "O2C0709", f"node {number} tests feature {shown(value)}, features are 0 to {limit - 1}"
             )
         else:
             features[number] = value
@@ -226,7 +229,7 @@ def _answers(values: Sequence[object], leaves: Sequence[int], problems: Problems
         if answer is None:
             problems.add(
                 "O2C0711",
-                f"leaf {number} has value `{repr(values[number])[:40]}`, neither a class nor weights of classes",
+                f"leaf {number} has value {shown(values[number])}, neither a class nor weights of classes",
             )
         else:
             answers[number] = answer
@@ -316,6 +319,7 @@ def import_estimator(estimator: Any, path: str, features: Sequence[Feature] | No
     inner = state.children_left != -1
     if ((state.feature[inner] < 0) | (state.feature[inner] >= estimator.n_features_in_)).any():
         problems.add("O2C0709", f"a node tests a feature outside 0 to {estimator.n_features_in_ - 1}")
+    check_class_names([str(name) for name in estimator.classes_], problems)
     problems.raise_if_any()
     reference = FloatTree(
         state.children_left.astype(np.int64),

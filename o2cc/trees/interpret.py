@@ -15,6 +15,8 @@ WORD = 2**64 - 1
 HALF = 2**32 - 1
 _VECTOR_BASE = 1 << 40
 _TABLE_BASE = 1 << 41
+_STACK_BASE = 1 << 42
+_STACK_BYTES = 512
 
 _COMPARE: dict[Op, Callable[[int, int], bool]] = {
     Op.JEQ_IMM: lambda a, b: a == b,
@@ -61,8 +63,10 @@ class Machine:
     def run(self, words: Sequence[int]) -> tuple[int, int]:
         """Outcome and executed instructions for one vector: a word for each of the tree's features."""
         vector = b"".join(int(word).to_bytes(8, "little") for word in words)
+        stack = bytearray(_STACK_BYTES)
         registers = [0] * 11
         registers[1] = _VECTOR_BASE
+        registers[10] = _STACK_BASE + _STACK_BYTES
         at, executed = 0, 0
         frames: list[int] = []
         while True:
@@ -81,7 +85,7 @@ class Machine:
                 assert i.target is not None
                 following = self._targets[self._part_of[at], i.target]
             else:
-                self._compute(i, registers, vector)
+                self._compute(i, registers, vector, stack)
             at = following
 
     def _jumps(self, i: Instruction, registers: list[int]) -> bool:
@@ -94,10 +98,14 @@ class Machine:
             return _COMPARE[i.op](registers[i.dst], right)
         return False
 
-    def _compute(self, i: Instruction, registers: list[int], vector: bytes) -> None:
+    def _compute(self, i: Instruction, registers: list[int], vector: bytes, stack: bytearray) -> None:
         if i.op in _LOAD_SIZES:
-            address = registers[i.src] + i.offset
-            registers[i.dst] = int.from_bytes(self._memory(address, _LOAD_SIZES[i.op], vector), "little")
+            size = _LOAD_SIZES[i.op]
+            memory, start = self._memory(registers[i.src] + i.offset, size, vector, stack)
+            registers[i.dst] = int.from_bytes(memory[start : start + size], "little")
+        elif i.op is Op.STX_U64:
+            _, start = self._memory(registers[i.dst] + i.offset, 8, vector, stack)
+            stack[start : start + 8] = registers[i.src].to_bytes(8, "little")
         elif i.op is Op.LD_IMM64:
             registers[i.dst] = _TABLE_BASE if i.src == MAP_VALUE else i.immediate & WORD
         elif i.op is Op.MOV_IMM:
@@ -124,15 +132,19 @@ class Machine:
         elif i.op not in _COMPARE and i.op not in _COMPARE_HALF:
             raise ValueError(f"the machine does not know {i.op.name}")
 
-    def _memory(self, address: int, size: int, vector: bytes) -> bytes:
-        memory, start = (
-            (self.tree.table, address - _TABLE_BASE)
-            if address >= _TABLE_BASE
-            else (vector, address - _VECTOR_BASE)
+    def _memory(
+        self, address: int, size: int, vector: bytes, stack: bytearray
+    ) -> tuple[bytes | bytearray, int]:
+        """The memory that an address lies in, and the place there."""
+        areas: tuple[tuple[int, bytes | bytearray], ...] = (
+            (_STACK_BASE, stack),
+            (_TABLE_BASE, self.tree.table),
+            (_VECTOR_BASE, vector),
         )
-        if not 0 <= start <= len(memory) - size:
-            raise IndexError(f"the program reads {size} bytes at {start} of {len(memory)}")
-        return memory[start : start + size]
+        base, memory = next(((base, memory) for base, memory in areas if address >= base), (0, b""))
+        if not 0 <= address - base <= len(memory) - size:
+            raise IndexError(f"the program accesses {size} bytes at {address - base} of {len(memory)}")
+        return memory, address - base
 
 
 def _extended(immediate: int) -> int:

@@ -104,6 +104,16 @@ def test_import_of_a_pickle(tmp_path: Path) -> None:
     assert read_tree(tmp_path / "m.tree.json").classes == ("x", "y")
 
 
+def test_show_prints_nothing_that_steers_a_terminal(tmp_path: Path) -> None:
+    document = json.loads(tree_to_text(build(3, 2, 2, 1).tree))
+    document["provenance"] = {"note": "\x1b[2J\ud800"}
+    (tmp_path / "x.tree.json").write_text(json.dumps(document))
+    result = run("show", tmp_path / "x.tree.json")
+    assert result.exit_code == 0
+    assert "note:" in result.output
+    assert "\x1b" not in result.output
+
+
 def test_show_has_no_limit_of_depth(tmp_path: Path) -> None:
     write_tree(build(5000, 3, 2, 1, chain=True).tree, tmp_path / "deep.tree.json")
     text = run("show", tmp_path / "deep.tree.json")

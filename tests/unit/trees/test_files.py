@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,9 @@ BREAKAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "word size 32": (lambda d: d.update(word_bits=32), "O2C0703"),
     "missing words otherwise": (lambda d: d.update(missing_word=1), "O2C0703"),
     "no classes": (lambda d: d.update(classes=[]), "O2C0704"),
+    "class without name": (lambda d: d.update(classes=["a", ""]), "O2C0711"),
+    "class name steers a terminal": (lambda d: d.update(classes=["a", "\x1b[2Jb"]), "O2C0711"),
+    "class name half a character": (lambda d: d.update(classes=["a", "\ud800"]), "O2C0711"),
     "class twice": (lambda d: d.update(classes=["a", "a"]), "O2C0711"),
     "no nodes": (lambda d: d.update(nodes=[]), "O2C0704"),
     "nodes no list": (lambda d: d.update(nodes={"a": 1}), "O2C0704"),
@@ -86,6 +90,7 @@ BREAKAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "threshold too large": (lambda d: d["nodes"][0].update(threshold="0x1" + "0" * 16), "O2C0705"),
     "threshold a number": (lambda d: d["nodes"][0].update(threshold=16), "O2C0705"),
     "threshold not hexadecimal": (lambda d: d["nodes"][0].update(threshold="0xzz"), "O2C0705"),
+    "threshold with underscores": (lambda d: d["nodes"][0].update(threshold="0x_1"), "O2C0705"),
     "float NaN": (lambda d: d["nodes"][0].update(float=float("nan")), "O2C0705"),
     "float infinite": (lambda d: d["nodes"][0].update(float=float("inf")), "O2C0705"),
     "float huge": (lambda d: d["nodes"][0].update(float=10**400), "O2C0705"),
@@ -151,6 +156,33 @@ def test_what_is_not_json_is_told(data: bytes, tmp_path: Path) -> None:
     with pytest.raises(DiagnosticError) as problem:
         import_json(path)
     assert codes(problem) <= {"O2C0701", "O2C0704"}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_name_that_comes_twice_is_told(nested: bool) -> None:
+    """One reader of JSON would take the first `value`, another the last: two trees in one file."""
+    text = json.dumps(document() if nested else plain())
+    text = text.replace('"class": 0', '"class": 1, "class": 0') if nested else text[:-1] + ', "value": []}'
+    with pytest.raises(DiagnosticError, match="twice") as problem:
+        parse_json(text.encode(), "t")
+    assert codes(problem) == {"O2C0701"}
+
+
+@pytest.mark.parametrize("item", ["{}", "[]"])
+def test_a_file_of_millions_of_containers_is_refused_before_it_is_read(item: str) -> None:
+    """Each takes thirty times its length in memory: 256 MiB of them took six gigabytes."""
+    data = ('{"value": [' + ",".join([item] * 1_000_001) + "]}").encode()
+    with pytest.raises(DiagnosticError) as problem:
+        parse_json(data, "t")
+    assert codes(problem) == {"O2C0710"}
+
+
+def test_json_nested_to_any_depth_gives_a_diagnostic() -> None:
+    """Whether it is too deep to be read, or only too deep to be shown in the message."""
+    for depth in range(700, 1100):
+        data = f'{{"format": {"[" * depth}{"]" * depth}}}'.encode()
+        with pytest.raises(DiagnosticError):
+            import_document(parse_json(data, "t"), "t")
 
 
 @given(st.binary(max_size=300))
@@ -238,6 +270,8 @@ PLAIN_BREAKAGES: dict[str, tuple[dict[str, Any], str]] = {
     "mixed": ({"value": [0, 1, 0, [1, 2], 1]}, "O2C0711"),
     "widths": ({"value": [[1], [1, 2], [1], [1, 2, 3], [1, 2]]}, "O2C0711"),
     "weights NaN": ({"value": [[1], [1, float("nan")], [1], [1, 2], [1, 2]]}, "O2C0711"),
+    "name steers a terminal": ({"value": ["", "b", "", "\x1b[2J", "b"]}, "O2C0711"),
+    "child of 70 bits": ({"children_left": [2**70, -1, 3, -1, -1]}, "O2C0704"),
     "names": ({"value": [[1], [1, 2], [1], [1, 2], [1, 2]], "classes": ["a"]}, "O2C0711"),
 }
 

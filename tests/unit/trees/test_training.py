@@ -108,6 +108,13 @@ def test_no_samples(tmp_path: Path) -> None:
     assert refusal([], tmp_path) == "O2C0721"
 
 
+@pytest.mark.parametrize("label", ["", "\x1b[2Jinode"])
+def test_a_label_that_cannot_be_printed(label: str, tmp_path: Path) -> None:
+    """It would become a class of a tree that no reader takes."""
+    content = [{**row, "label": label} for row in rows(2, 20)]
+    assert refusal(content, tmp_path) == "O2C0720"
+
+
 def test_one_class(tmp_path: Path) -> None:
     assert refusal(rows(3, 30, labels=("inode",)), tmp_path) == "O2C0722"
 
