@@ -2,6 +2,7 @@
 """Generates valid modules that use every kind of instruction, for tests of whatever takes modules."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from o2cc.ir import nodes as ir
@@ -74,38 +75,44 @@ class _Body:
 
     def instruction(self) -> None:
         choose, new, operand = self.choose, self.fresh, self.operand
-        table, column = choose.choice(
-            [("fixed", "small"), ("fixed", "word"), ("state", "count"), ("state", "half")]
-        )
-        state = choose.choice(["count", "half"])
-        options: list[ir.Instruction] = [
-            *(
-                ir.Binary(new(), choose.choice(list(ir.BinaryOperator)), operand(), operand())
-                for _ in range(12)
-            ),
-            ir.Select(new(), operand(), operand(), operand()),
-            ir.Assign(ir.Variable(choose.choice("xy")), operand()),
-            ir.Read(new(), choose.choice([1, 2, 4, 8]), operand()),
-            ir.Symbol(new(), choose.choice(["known", "absent"])),
-            ir.Load(new(), table, choose.choice([operand(), ir.Constant(choose.randint(0, 6))]), column),
-            ir.Store("state", ir.Constant(choose.randint(0, 3)), state, operand()),
-            ir.FetchAdd(new(), "state", ir.Constant(choose.randint(0, 3)), state, operand()),
-            ir.Update(new(), "objects", (operand(),), (operand(), operand()), choose.random() < 0.5),
-            ir.Update(new(), "pairs", (operand(), operand()), (operand(),)),
-            ir.Delete(new(), "objects", (operand(),)),
-            ir.Helper(new(), ir.HelperKind.NOW),
-            ir.Emit(new(), "events", (operand(), operand())),
+
+        def row() -> ir.Operand:
+            return choose.choice([operand(), ir.Constant(choose.randint(0, 6))])
+
+        def load() -> ir.Instruction:
+            table, column = choose.choice(
+                [("fixed", "small"), ("fixed", "word"), ("state", "count"), ("state", "half")]
+            )
+            return ir.Load(new(), table, row(), column)
+
+        def place() -> tuple[str, ir.Operand, str]:
+            return "state", ir.Constant(choose.randint(0, 3)), choose.choice(["count", "half"])
+
+        quiet: list[Callable[[], ir.Instruction]] = [
+            *[lambda: ir.Binary(new(), choose.choice(list(ir.BinaryOperator)), operand(), operand())] * 12,
+            lambda: ir.Assign(ir.Variable(choose.choice("xy")), operand()),
         ]
         if self.callees:
-            options += [ir.Call(new(), choose.choice(self.callees), (operand(), operand()))] * 2
+            quiet += [lambda: ir.Call(new(), choose.choice(self.callees), (operand(), operand()))] * 2
+        others: list[Callable[[], ir.Instruction]] = [
+            lambda: ir.Select(new(), operand(), operand(), operand()),
+            lambda: ir.Read(new(), choose.choice([1, 2, 4, 8]), operand()),
+            lambda: ir.Symbol(new(), choose.choice(["known", "absent"])),
+            load,
+            lambda: ir.Store(*place(), operand()),
+            lambda: ir.FetchAdd(new(), *place(), operand()),
+            lambda: ir.Update(new(), "objects", (operand(),), (operand(), operand()), choose.random() < 0.5),
+            lambda: ir.Update(new(), "pairs", (operand(), operand()), (operand(),)),
+            lambda: ir.Delete(new(), "objects", (operand(),)),
+            lambda: ir.Helper(new(), ir.HelperKind.NOW),
+            lambda: ir.Emit(new(), "events", (operand(), operand())),
+        ]
         if self.kind == "check":
-            options += [ir.Register(new(), choose.choice(["rbx", "rsp"]))] * 3
-            options += [ir.Parameter(new(), choose.choice(["size", "displacement"]))] * 3
+            others += [lambda: ir.Register(new(), choose.choice(["rbx", "rsp"]))] * 3
+            others += [lambda: ir.Parameter(new(), choose.choice(["size", "displacement"]))] * 3
         if self.kind == "hook":
-            options += [ir.Argument(new(), choose.randint(0, 2))] * 3
-        if self.quiet:
-            options = [i for i in options if isinstance(i, ir.Binary | ir.Assign | ir.Call)]
-        self.define(choose.choice(options))
+            others += [lambda: ir.Argument(new(), choose.randint(0, 2))] * 3
+        self.define(choose.choice(quiet if self.quiet else [*quiet, *others])())
 
     def straight(self) -> None:
         for _ in range(self.choose.randint(0, 5)):

@@ -308,16 +308,20 @@ def problems(
 def test_nothing_is_let_go_that_the_interpreter_denies(violation: str) -> None:
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
+    # Between them these have stores of every kind that a pass lets go; what else comes up is chance.
+    for number in (3, 14, 17):
+        assert problems(number, violation, seen) == []
+    wanted = {"own-frame", "static-data", "kept"} | (
+        {"checked-before", "merged"} if violation == "report" else set()
+    )
+    assert all(seen[kind] > 10 for kind in wanted), seen
+
+    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
     @given(st.integers(0, 2**32 - 1))
     def on_random_code(seed: int) -> None:
         assert problems(seed, violation, seen) == []
 
     on_random_code()
-    wanted = {"own-frame", "static-data", "kept"} | (
-        {"checked-before", "merged"} if violation == "report" else set()
-    )
-    assert all(seen[kind] > 10 for kind in wanted), seen
 
 
 # --- the property can fail: passes that are wrong on purpose ---------------------------------------------
