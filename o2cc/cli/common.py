@@ -143,7 +143,9 @@ def diagnostic_command(
 def run(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status. Never lets a traceback out unless O2C_DEBUG is set."""
     try:
-        result = command.main(args=arguments, prog_name=program, standalone_mode=False)
+        result = command.main(
+            args=arguments, prog_name=program, standalone_mode=False, color=False if _plain() else None
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else EXIT_CLEAN
     except click.ClickException as problem:
@@ -169,6 +171,11 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
             traceback.print_exc()
         write_diagnostics((internal_error(program, problem),), {}, ErrorFormat.TEXT, sys.stderr)
         return EXIT_INTERNAL
+
+
+def _plain() -> bool:
+    """Whether the user wants no colours (https://no-color.org), or the terminal has none; click does not ask."""
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
 def _is_full_output(problem: Exception) -> TypeGuard[OSError]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 import click
 
 from o2cc.cli.common import EXIT_CLEAN, EXIT_ERRORS, Reporter, diagnostic_command
+from o2cc.cli.completion import complete_kernel
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import running_kernel
 from o2cc.runtime.doctor import Facts, Grade, examine, judge
@@ -18,8 +19,14 @@ _MARKS = {Grade.GOOD: ("ok  ", "green"), Grade.NOTE: ("note", "yellow"), Grade.B
 
 @click.command()
 @diagnostic_command
-@click.argument("policy", required=False, metavar="[POLICY.o2c]")
-@click.option("-k", "--kernel", metavar="RELEASE|FILE", help="Description to look at, as for `o2cc`.")
+@click.argument("policy", required=False, metavar="[POLICY.o2c]", type=click.Path())
+@click.option(
+    "-k",
+    "--kernel",
+    metavar="RELEASE|FILE",
+    shell_complete=complete_kernel,
+    help="Description to look at, as for `o2cc`.",
+)
 @click.option("--json", "json_form", is_flag=True, help="Print as JSON.")
 def doctor(reporter: Reporter, policy: str | None, kernel: str | None, json_form: bool) -> int:
     """Say what this machine can load and enforce, and how to get there.

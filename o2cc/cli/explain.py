@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.cli.completion import complete_kernel
 from o2cc.cli.opt import parse_valid
 from o2cc.diagnostics import SourceFile
 from o2cc.files import read_source
@@ -20,15 +21,24 @@ from o2cc.kernel.description import Description, Site
 @click.command("explain")
 @diagnostic_command
 @click.argument("place", metavar="FUNCTION[+OFFSET]")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option(
-    "-k", "--kernel", metavar="RELEASE|FILE", help="The kernel or description that a policy is compiled for."
+    "-k",
+    "--kernel",
+    metavar="RELEASE|FILE",
+    shell_complete=complete_kernel,
+    help="The kernel or description that a policy is compiled for.",
 )
 def explain(reporter: Reporter, place: str, file: str, kernel: str | None) -> None:
     """Say how the instruction at FUNCTION+OFFSET is checked, or why it needs no check.
 
     With FUNCTION alone: one line for each of its instructions that needs a decision. FILE is a policy (.o2c), or
     a module in the text form of the intermediate representation (.ir, from `o2cc --emit ir`).
+
+    \b
+    Examples:
+      o2c explain sctp_rcv sctp.o2c -k 6.1.0-57-amd64
+      o2c explain sctp_rcv+0x12d sctp.o2c -k 6.1.0-57-amd64
     """
     where = parse_place(place) if "+" in place else None
     source = reporter.read_source(file)

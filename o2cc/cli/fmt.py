@@ -19,7 +19,7 @@ from o2cc.syntax.formatter import format_source
 @diagnostic_command
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file is not formatted.")
 @click.option("--diff", "show_diff", is_flag=True, help="Write nothing; print what would change.")
-@click.argument("files", nargs=-1, required=True, metavar="FILES...")
+@click.argument("files", nargs=-1, required=True, metavar="FILES...", type=click.Path())
 def fmt(reporter: Reporter, check: bool, show_diff: bool, files: tuple[str, ...]) -> int:
     """Bring policies into the canonical layout, in place.
 

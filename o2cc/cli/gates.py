@@ -17,8 +17,15 @@ from o2cc.policy.unknown import Callees, callees_of
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("target", metavar="MODULE|X.o2k")
-@click.option("--kernel", "kernel_name", metavar="DIR|RELEASE|VMLINUZ", help="The kernel of the module.")
+@click.argument("target", metavar="MODULE|X.o2k", type=click.Path())
+@click.option(
+    "-k",
+    "--kernel",
+    "kernel_name",
+    metavar="DIR|RELEASE|VMLINUZ",
+    type=click.Path(),
+    help="The kernel of the module.",
+)
 @click.option("--callers", is_flag=True, help="Also print which functions call each.")
 @click.option("--json", "json_form", is_flag=True, help="Print as JSON.")
 def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: bool, json_form: bool) -> None:
@@ -27,6 +34,11 @@ def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: boo
     Their arguments are checked by type only: pointers to structs and to functions, nothing else. A policy can say
     more with `gate` or `extern fn`. Calls through pointers are not listed. The last line says which modules of the
     stdlib know the others: a policy knows what it brings in with `use`.
+
+    \b
+    Examples:
+      o2c gates sctp.o2k --callers
+      o2c gates sctp -k 6.1.0-57-amd64
     """
     if target.endswith(".o2k"):
         description = store.load(Path(target))

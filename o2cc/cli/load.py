@@ -15,6 +15,7 @@ from o2cc.bpf.info import SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.bpf.layout import Layout
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.cli.completion import complete_kernel
 from o2cc.cli.progress import ProgressBar
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.files import read_bytes
@@ -30,8 +31,14 @@ _SHOWN = 10
 
 @click.command()
 @diagnostic_command
-@click.argument("policy", metavar="POLICY.o2c|OBJECT.bpf.o")
-@click.option("-k", "--kernel", metavar="RELEASE|FILE", help="Description of this kernel, as for `o2cc`.")
+@click.argument("policy", metavar="POLICY.o2c|OBJECT.bpf.o", type=click.Path())
+@click.option(
+    "-k",
+    "--kernel",
+    metavar="RELEASE|FILE",
+    shell_complete=complete_kernel,
+    help="Description of this kernel, as for `o2cc`.",
+)
 @click.option(
     "--layout",
     type=click.Choice([str(value) for value in Layout]),
@@ -66,7 +73,7 @@ def load(
     """Load a policy, or an object that `o2cc` made, and attach its checks.
 
     What says `deny` is carried out by the kernel module o2c.ko; without it, such a policy is refused unless
-    --degrade is given. The policy stays in force when this command ends, until `o2c unload` or a reboot.
+    --degrade is given. The policy stays in force when this command ends, until `o2c unload` or a reboot. Needs root.
 
     \b
     Examples:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.cli.completion import complete_loaded
 from o2cc.runtime.events import Event
 from o2cc.runtime.monitor import Losses, follow
 from o2cc.runtime.state import only
@@ -17,7 +18,7 @@ from o2cc.runtime.state import only
 
 @click.command()
 @diagnostic_command
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_loaded)
 @click.option("--json", "json_form", is_flag=True, help="One JSON object a line.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N events.")
 @click.option(
@@ -33,8 +34,13 @@ def monitor(
     """Print the violations of the policy NAME (needless when only one is loaded) as they happen.
 
     Events wait in a buffer until they are read, so those from before come first. Each is delivered once. What was not
-    sent (more than a few violations a second at one site) or was lost (a full buffer) is said. Ends with --count,
-    --for, when the policy is unloaded, or when interrupted.
+    sent (more than 20 violations a second at one site) or was lost (a full buffer) is said. Ends with --count,
+    --for, when the policy is unloaded, or when interrupted. Needs root.
+
+    \b
+    Examples:
+      o2c monitor sctp --for 60
+      o2c monitor sctp --json >> sctp.events
     """
     shown = 0
     for item in follow(only(name), seconds=seconds):

@@ -61,6 +61,7 @@ def o2c() -> None:
     \b
     Environment:
       O2C_ERROR_FORMAT  default of --error-format
+      O2C_CACHE         descriptions, kernels and tables; by default ~/.cache/o2c
       O2C_DEBUG         when set, show the traceback of an internal error
       NO_COLOR          when set, no colours
     """

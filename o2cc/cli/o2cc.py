@@ -12,6 +12,7 @@ import click
 from o2cc import __version__
 from o2cc.bpf.layout import Layout
 from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, Reporter, diagnostic_command, run
+from o2cc.cli.completion import complete_code, complete_kernel
 from o2cc.files import STANDARD_STREAM, write_atomic
 from o2cc.kernel.collection import without_collection
 from o2cc.options import CompileOptions, Degrade, Emit
@@ -58,18 +59,24 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
 @click.option(
     "--explain",
     metavar="CODE",
+    shell_complete=complete_code,
     callback=_explain_and_exit,
     expose_value=False,
     is_eager=True,
     help="Print the page of a diagnostic, as in `--explain O2C0101`, or a list of `all`, and exit.",
 )
 @click.option(
-    "-o", "--output", metavar="FILE", help="Where to write; by default POLICY.bpf.o here, text to stdout."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(),
+    help="Where to write; by default POLICY.bpf.o here, text to stdout.",
 )
 @click.option(
     "-k",
     "--kernel",
     metavar="RELEASE|FILE",
+    shell_complete=complete_kernel,
     help="Target: a kernel release that a description is known for, a description (.o2k), or a module (.ko).",
 )
 @click.option(
@@ -95,9 +102,20 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     "-p", "--passes", metavar="PASS,...", callback=_passes, help="Run these passes instead of the default."
 )
 @click.option(
-    "-I", "--include", "include", multiple=True, metavar="DIR", help="Look for modules of `use` here as well."
+    "-I",
+    "--include",
+    "include",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Look for modules of `use` here as well.",
 )
-@click.option("--stats", metavar="FILE", help="Write figures about the compilation as JSON (`-`: stdout).")
+@click.option(
+    "--stats",
+    metavar="FILE",
+    type=click.Path(),
+    help="Write figures about the compilation as JSON (`-`: stdout).",
+)
 @click.option(
     "-W",
     "warnings",
@@ -106,7 +124,7 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     callback=_warnings,
     help="error, error=CODE, no-error=CODE: warnings as errors; no-CODE: hide a warning.",
 )
-@click.argument("policy")
+@click.argument("policy", type=click.Path())
 @diagnostic_command
 def o2cc(
     reporter: Reporter,
@@ -142,6 +160,14 @@ def o2cc(
       1    errors in the input
       2    wrong usage
       70   a bug in o2cc itself
+      130  interrupted
+
+    \b
+    Environment:
+      O2C_ERROR_FORMAT  default of --error-format
+      O2C_CACHE         descriptions, kernels and tables; by default ~/.cache/o2c
+      O2C_DEBUG         when set, show the traceback of an internal error
+      NO_COLOR          when set, no colours
     """
     reporter.warning_options = warnings
     source = reporter.read_source(policy)

@@ -26,15 +26,26 @@ _PASS_LIST = "\b\nPasses:\n" + "\n".join(
 
 @click.command("opt", epilog=_PASS_LIST)
 @diagnostic_command
-@click.argument("module")
+@click.argument("module", type=click.Path())
 @click.option(
     "-p", "--passes", "pipeline", metavar="PASS,PASS{OPTION=VALUE}", help="Passes to run, in order."
 )
 @click.option("--default", "use_default", is_flag=True, help="Run the compiler's own pipeline.")
 @click.option(
-    "-o", "--output", default="-", show_default=True, help="Where the result goes; - is the standard output."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(),
+    default="-",
+    show_default=True,
+    help="Where the result goes; - is the standard output.",
 )
-@click.option("--description", metavar="FILE", help="The target's description (.o2k), for passes over sites.")
+@click.option(
+    "--description",
+    metavar="FILE",
+    type=click.Path(),
+    help="The target's description (.o2k), for passes over sites.",
+)
 @click.option(
     "--control-flow-kept", is_flag=True, help="State that all indirect calls and jumps are checked."
 )

@@ -9,6 +9,7 @@ import time
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.cli.completion import complete_loaded_or_phase, complete_phase
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime.phases import NUMBERS, set_phase
 from o2cc.runtime.state import only
@@ -20,8 +21,8 @@ _STEP = 0.5  # seconds
 
 @click.command()
 @diagnostic_command
-@click.argument("name", required=False)
-@click.argument("phase", required=False, metavar="[transition|final]")
+@click.argument("name", required=False, shell_complete=complete_loaded_or_phase)
+@click.argument("phase", required=False, metavar="[transition|final]", shell_complete=complete_phase)
 @click.option(
     "--wait",
     type=click.FloatRange(min=0),
@@ -41,7 +42,7 @@ def phase(
       final       it is a violation
 
     The switch is one store to a word that every check reads: there is no moment without checks.  Where violations are denied,
-    `final` is refused while objects from before loading are in use.
+    `final` is refused while objects from before loading are in use.  Needs root.
     """
     if phase is None and name in NUMBERS:
         name, phase = None, name

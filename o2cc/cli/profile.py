@@ -32,7 +32,12 @@ _SHOWN = 20
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The profile, NAME.parquet."
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The profile, NAME.parquet.",
 )
 @click.option("--workload", default="unnamed", show_default=True, help="Name of what is running meanwhile.")
 @click.option(

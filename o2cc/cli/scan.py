@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
+from o2cc.cli.progress import ProgressBar
 from o2cc.diagnostics import DiagnosticError, did_you_mean, error, warning
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
@@ -37,15 +38,24 @@ EXAMPLES = 40
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("module", required=False)
+@click.argument("module", required=False, type=click.Path())
 @click.option(
     "--builtin", metavar="PATTERNS", help="Describe functions of the kernel itself: `ip6_*,udpv6_*`."
 )
 @click.option(
-    "--all", "directory", metavar="DIR", help="Scan every module below DIR and sum up; writes nothing."
+    "--all",
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Scan every module below DIR and sum up; writes nothing.",
 )
 @click.option(
-    "--kernel", "kernel_name", metavar="DIR|RELEASE|VMLINUZ", help="The kernel that the code belongs to."
+    "-k",
+    "--kernel",
+    "kernel_name",
+    metavar="DIR|RELEASE|VMLINUZ",
+    type=click.Path(),
+    help="The kernel that the code belongs to.",
 )
 @click.option(
     "--struct",
@@ -55,7 +65,13 @@ EXAMPLES = 40
     help="Add a struct of the kernel that the policy names and the code gets at by casts only; repeat for more.",
 )
 @click.option("--name", help="Name of a built-in target; by default made of the patterns.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write; default NAME.o2k.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where to write; default NAME.o2k.",
+)
 @click.option("--limit", type=click.IntRange(1), help="With --all: only so many modules, evenly spread.")
 @click.option("--json", "json_form", is_flag=True, help="Print the summary as JSON.")
 def scan(
@@ -165,19 +181,18 @@ def _scan_all(
     refused: list[tuple[str, str]] = []
     examples: dict[str, list[str]] = {}
     started = time.monotonic()
-    with _bar(len(files), "modules") as step:
-        for path in files:
+    with ProgressBar() as progress:
+        for done, path in enumerate(files):
+            progress("modules", done, len(files))
             try:
                 data = read_module(path)
                 description = describe_module(data, str(path), module_name(path), kernel)
             except DiagnosticError as problem:
                 refused.append((str(path), problem.diagnostics[0].message))
-                step()
                 continue
             except Exception as problem:  # a bug of ours in one module must not hide the other thousands
                 refused.append((str(path), f"internal error: {type(problem).__name__}: {problem}"))
                 totals["internal_errors"] += 1
-                step()
                 continue
             summary = summarize(description)
             totals["modules"] += 1
@@ -200,7 +215,6 @@ def _scan_all(
                 reasons[reason] += 1
                 if len(examples.setdefault(reason, [])) < EXAMPLES:
                     examples[reason].append(f"{description.target.name}: {problem_text}")
-            step()
     seconds = time.monotonic() - started
     if json_form:
         found = {
@@ -234,7 +248,7 @@ def _reason(problem: str) -> str:
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("source", metavar="X.o2k")
+@click.argument("source", metavar="X.o2k", type=click.Path())
 @click.argument("place", metavar="[FUNCTION[+OFFSET]]", required=False)
 @click.option("--json", "json_form", is_flag=True, help="Print JSON: all that is known.")
 def show(reporter: Reporter, source: str, place: str | None, json_form: bool) -> None:
@@ -298,29 +312,6 @@ def _progress(what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-class _Step:
-    def __init__(self, total: int, what: str) -> None:
-        self.total = total
-        self.what = what
-        self.done = 0
-        self.started = time.monotonic()
-        self.shown = False
-
-    def __call__(self) -> None:
-        self.done += 1
-        if sys.stderr.isatty() and time.monotonic() - self.started > PROGRESS_AFTER:
-            self.shown = True
-            click.echo(f"\r{self.done}/{self.total} {self.what}", err=True, nl=False)
-
-
-@contextmanager
-def _bar(total: int, what: str) -> Iterator[_Step]:
-    step = _Step(total, what)
-    yield step
-    if step.shown:
-        click.echo("", err=True)
 
 
 __all__: Sequence[str] = ("scan", "show")

@@ -11,7 +11,7 @@ from o2cc.report.figures import lines, read_figures
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--json", "json_form", is_flag=True, help="Print the document as it is, once it is checked.")
 def stats(reporter: Reporter, file: str, json_form: bool) -> None:
     """Show what was compiled, from the FILE that `o2cc --stats FILE` wrote (`-`: the standard input).

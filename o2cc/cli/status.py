@@ -8,6 +8,7 @@ import json
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.cli.completion import complete_loaded
 from o2cc.diagnostics import DiagnosticError, warning
 from o2cc.runtime import state
 from o2cc.runtime.status import gather, lines
@@ -15,14 +16,15 @@ from o2cc.runtime.status import gather, lines
 
 @click.command()
 @diagnostic_command
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_loaded)
 @click.option("--all", "every", is_flag=True, help="Print long lists whole.")
 @click.option("--json", "json_form", is_flag=True, help="Print as JSON, lists whole.")
 def status(reporter: Reporter, name: str | None, every: bool, json_form: bool) -> None:
     """Show loaded policies (or the one called NAME).
 
     The phase and why it is what it is, checks that are not there, violations by site, skipped checks, lost events,
-    and objects from before loading that were touched.
+    and objects from before loading that were touched. Needs root. The exit status does not tell whether something is wrong
+    with a policy: ask the JSON for `problems`, `enforced`, `counters`.
     """
     found = []
     for one in [state.check_name(name)] if name is not None else state.names():

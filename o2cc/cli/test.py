@@ -8,13 +8,18 @@ import json
 import click
 
 from o2cc.cli.common import EXIT_CLEAN, Reporter, diagnostic_command
+from o2cc.cli.completion import complete_kernel
 
 
 @click.command("test")
 @diagnostic_command
-@click.argument("policy")
+@click.argument("policy", type=click.Path())
 @click.option(
-    "-k", "--kernel", metavar="RELEASE|FILE", help="The kernel or description that the policy is tested for."
+    "-k",
+    "--kernel",
+    metavar="RELEASE|FILE",
+    shell_complete=complete_kernel,
+    help="The kernel or description that the policy is tested for.",
 )
 @click.option("--only", metavar="TEXT", help="Run only tests whose name contains this.")
 @click.option("--json", "json_form", is_flag=True, help="Print the results as JSON.")
@@ -23,6 +28,11 @@ def test(reporter: Reporter, policy: str, kernel: str | None, only: str | None, 
 
     The checks that run are those that are compiled for the kernel. The exit status is 1 when an expectation is not
     met, or when there is no test to run.
+
+    \b
+    Examples:
+      o2c test sctp.o2c -k 6.1.0-57-amd64
+      o2c test sctp.o2c --only 'memory of others' --json
     """
     from o2cc.compiler import Options, Stopwatch  # late, for a fast `--help`
     from o2cc.diagnostics import DiagnosticError, error

@@ -27,10 +27,19 @@ from o2cc.trees.train import train as train_tree
     "profiles", nargs=-1, required=True, metavar="PROFILE.parquet...", type=click.Path(path_type=Path)
 )
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The tree, NAME.tree.json."
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The tree, NAME.tree.json.",
 )
 @click.option(
-    "--report", "report_directory", type=click.Path(path_type=Path), help="Directory for text, JSON, plots."
+    "--report",
+    "report_directory",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Directory for text, JSON, plots.",
 )
 @click.option(
     "--features",
@@ -63,10 +72,15 @@ from o2cc.trees.train import train as train_tree
     "--own", multiple=True, metavar="LABEL", help="A type that the compartment owns; repeat for more."
 )
 @click.option(
-    "--families/--no-families", default=True, help="Compare with a forest, a linear model, a neural net."
+    "--families/--no-families",
+    default=True,
+    show_default=True,
+    help="Compare with a forest, a linear model, a neural net.",
 )
 @click.option("--quick", is_flag=True, help="Search a few shapes only, to try things out.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn at random."
+)
 def train(
     reporter: Reporter,
     profiles: tuple[Path, ...],
@@ -86,6 +100,10 @@ def train(
 
     Depth, leaves and features are chosen by cross-validation over boots, within the budget. The report tells
     how well the tree does on boots, workloads and kernels that it has not seen.
+
+    \b
+    Example:
+      o2c train boot1.parquet boot2.parquet boot3.parquet -o sctp.tree.json --report report --own sctp_chunk
     """
     require_writable(output)  # before the training
     options = Options(

@@ -29,7 +29,11 @@ def tree() -> None:
 @diagnostic_command
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Where to write; default SOURCE.tree.json."
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Where to write; default SOURCE.tree.json.",
 )
 @click.option("--trust-pickle", is_flag=True, help="Read a pickle. Pickles run code: only your own files.")
 def import_tree(reporter: Reporter, source: Path, output: Path | None, trust_pickle: bool) -> None:

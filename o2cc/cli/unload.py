@@ -8,6 +8,7 @@ import json
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.cli.completion import complete_loaded
 from o2cc.cli.progress import ProgressBar
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import loader, state
@@ -15,7 +16,7 @@ from o2cc.runtime import loader, state
 
 @click.command()
 @diagnostic_command
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_loaded)
 @click.option("--all", "every", is_flag=True, help="Every policy, and what killed loaders left behind.")
 @click.option("--force", is_flag=True, help="Do not wait for objects in a private heap.")
 @click.option(
@@ -32,8 +33,13 @@ def unload(
 ) -> None:
     """Remove the policy NAME (needless when only one is loaded): every probe, map and pin of it.
 
-    A private heap is drained first: while objects in it are in use, the policy stays in force. Also cleans up what a
-    loader left behind that was killed.
+    A private heap is drained first: while objects in it are in use, the policy stays in force, and the command ends with
+    O2C0839 when the time is over. Also cleans up what a loader left behind that was killed. Needs root.
+
+    \b
+    Examples:
+      o2c unload sctp --wait 60
+      o2c unload --all --force
     """
     if every and name is not None:
         raise click.UsageError("NAME and --all exclude each other")
@@ -50,3 +56,5 @@ def unload(
     else:
         for one, sites in done.items():
             click.echo(f"{one}: unloaded, {sites} sites detached")
+        if not names:
+            click.echo("no compartment is loaded")

@@ -58,7 +58,8 @@ def _unlink(pinned: Sequence[Path], progress: Progress) -> None:
 def _wait(before: int, removed: int, progress: Progress) -> None:
     """Until ``removed`` probes are gone, or none went for a while: others may have made some of their own."""
     last, changed = before, time.monotonic()
-    while removed and (now := _probes()) > before - removed and time.monotonic() < changed + _STUCK:
+    left = max(before - removed, 0)  # 0 also where nothing tells how many there are
+    while removed and (now := _probes()) > left and time.monotonic() < changed + _STUCK:
         if now != last:
             last, changed = now, time.monotonic()
         progress("settle", min(max(before - now, 0), removed), removed)

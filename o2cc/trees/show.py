@@ -53,7 +53,7 @@ def tree_as_text(tree: IntegerTree) -> Iterator[str]:
         f"{len(tree.used_features)} of {len(tree.features)} features used, {len(tree.classes)} classes"
     )
     for name, value in tree.provenance.items():
-        yield f"{name}: {value}"
+        yield f"{name}: {', '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
     yield ""
     width = len(str(len(tree.nodes) - 1))
     pending = [(0, 0)]

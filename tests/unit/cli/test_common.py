@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -54,6 +55,35 @@ def test_errors_come_with_the_warnings_before_them(capsys: pytest.CaptureFixture
     shown = capsys.readouterr().err
     assert "O2C0101" in shown
     assert "1 error, 1 warning" in shown
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("settings", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colours_only_where_they_are_wanted(
+    settings: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches commands that print coloured words on a terminal and never ask."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    terminal = _Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+
+    @click.command()
+    def command() -> None:
+        click.echo(click.style("word", fg="red"))
+
+    assert run(command, "o2c", []) == 0
+    assert ("\x1b[31m" in terminal.getvalue()) is coloured
+    assert "word" in terminal.getvalue()
 
 
 def test_internal_error_says_whose_fault_it_is(

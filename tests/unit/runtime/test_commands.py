@@ -92,6 +92,11 @@ def test_status_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"compartments": []}
 
 
+def test_unloading_everything_says_when_there_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("unload", "--all") == EXIT_CLEAN
+    assert capsys.readouterr().out == "no compartment is loaded\n"
+
+
 def test_leftovers_are_named_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
     (state.BPFFS / "dead" / "links").mkdir(parents=True)
     (state.BPFFS / "dead" / "links" / "0").touch()

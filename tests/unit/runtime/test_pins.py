@@ -58,5 +58,7 @@ def test_probes_of_others_are_not_waited_for_forever(
 def test_without_debugfs_there_is_nothing_to_look_at(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Catches seconds of waiting for what nothing shows."""
     monkeypatch.setattr(pins, "KPROBES", tmp_path / "none")
+    monkeypatch.setattr("o2cc.runtime.pins.time.sleep", lambda seconds: pytest.fail("waits"))
     assert pins.remove(directory, silent) == 2

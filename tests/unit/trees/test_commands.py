@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,13 @@ def test_show_prints_nothing_that_steers_a_terminal(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "note:" in result.output
     assert "\x1b" not in result.output
+
+
+def test_show_tells_where_a_tree_comes_from_in_words(tmp_path: Path) -> None:
+    told = {"boots": ["a", "b"], "seed": 4}
+    write_tree(replace(build(5, 3, 2, 1).tree, provenance=told), tmp_path / "t.tree.json")
+    shown = run("show", tmp_path / "t.tree.json").output.splitlines()
+    assert {"boots: a, b", "seed: 4"} < set(shown)
 
 
 def test_show_has_no_limit_of_depth(tmp_path: Path) -> None:
