@@ -4,19 +4,14 @@
 from __future__ import annotations
 
 import json
-import time
 
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
 from o2cc.cli.completion import complete_loaded_or_phase, complete_phase
-from o2cc.diagnostics import DiagnosticError, error
-from o2cc.runtime.phases import NUMBERS, set_phase
+from o2cc.runtime.phases import NUMBERS, require_no_old_objects, set_phase
 from o2cc.runtime.state import only
 from o2cc.runtime.status import gather
-
-_SHOWN = 5
-_STEP = 0.5  # seconds
 
 
 @click.command()
@@ -51,33 +46,10 @@ def phase(
     one = only(name)
     if phase is not None:
         if phase == "final" and not force:
-            _require_no_old_objects(one, wait)
+            require_no_old_objects(lambda: gather(one).denied_when_final, wait)
         set_phase(one, phase)
     now = gather(one)
     if json_form:
         click.echo(json.dumps({"name": one, "phase": now.phase, "reason": now.phase_reason}))
     else:
         click.echo(f"{one}: {now.phase}: {now.phase_reason}")
-
-
-def _require_no_old_objects(name: str, patience: float) -> None:
-    """Raises DiagnosticError (O2C0844) when access to something that is in use would be denied from now on."""
-    end = time.monotonic() + patience
-    while (now := gather(name)).enforced and now.phase == "transition" and now.untracked:
-        if time.monotonic() >= end:
-            count = len(now.untracked)
-            latest = sorted(now.untracked, key=lambda item: item.last_seen)[:_SHOWN]
-            raise DiagnosticError(
-                error(
-                    "O2C0844",
-                    f"{count} object{'s' if count > 1 else ''} from before loading in use: "
-                    "access would be denied from now on",
-                    notes=tuple(
-                        f"touched {item.last_seen:.0f} s ago, {item.count} times since loading, first by {item.place}"
-                        for item in latest
-                    ),
-                    help="end what uses them (connections, sockets) and wait for it with `--wait SECONDS`; "
-                    "or deny access to them: `--force`",
-                )
-            )
-        time.sleep(_STEP)

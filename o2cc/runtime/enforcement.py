@@ -171,9 +171,13 @@ def place(
         result -= (result & 0x8000) << 1  # signed
         behind = 0
         if ends is not None and attachment.site.kind in (SiteKind.ENTRY, SiteKind.RETURN):
-            behind = behind_entry(text.read(attachment.address, ends.size(attachment.address)))
+            behind = _behind_entry(attachment.address, text, ends)
         found.append(Placed(attachment.site, attachment.address, code, action, height, result, behind))
     return found
+
+
+def _behind_entry(address: int, text: KernelText, ends: Ends) -> int:
+    return behind_entry(text.read(address, ends.size(address)))
 
 
 def place_hooks(hooks: Sequence[HookInfo], symbols: Symbols, text: KernelText) -> list[PlacedHook]:
@@ -184,7 +188,7 @@ def place_hooks(hooks: Sequence[HookInfo], symbols: Symbols, text: KernelText) -
         address = symbols.addresses.get(hook.target)
         if hook.kind != "kprobe" or address is None:
             continue
-        behind = behind_entry(text.read(address, ends.size(address)))
+        behind = _behind_entry(address, text, ends)
         if behind:
             found.append(PlacedHook(hook, address + behind))
     return found

@@ -33,6 +33,8 @@ LOG_LINES = 12
 DRAIN_PATIENCE = 10.0  # seconds
 _REPORTED_EVERY = 50  # sites between two reports of progress
 _SHOWN_GAPS = 10
+_AT_FUNCTIONS = ("kprobe", "kretprobe")  # hooks of these kinds are at a function of the kernel
+_NO_SYMBOLS = running_kernel.Symbols({}, frozenset())
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,20 @@ def verifier_diagnostic(problem: LoadError) -> DiagnosticError:
     )
 
 
-def _symbols_for(info: ObjectInfo) -> running_kernel.Symbols:
+@dataclass(frozen=True)
+class _Names:
+    """Functions by name: of what is confined, and of the kernel itself (where a hook asks for them)."""
+
+    target: running_kernel.Symbols
+    kernel: running_kernel.Symbols
+
+
+def _read_names(info: ObjectInfo) -> _Names:
     """The addresses of the running kernel.  Raises DiagnosticError (O2C0803) when they are hidden."""
+    text = running_kernel.read_kallsyms()
     module = info.identity.get("target") if info.identity.get("kind") == "module" else None
-    symbols = running_kernel.read_symbols(module)
-    if symbols.addresses and not any(symbols.addresses.values()):
+    target = running_kernel.symbols_in(text, module)
+    if target.addresses and not any(target.addresses.values()):
         raise DiagnosticError(
             error(
                 "O2C0803",
@@ -76,7 +87,10 @@ def _symbols_for(info: ObjectInfo) -> running_kernel.Symbols:
                 help="run as root, with kernel.kptr_restrict below 2",
             )
         )
-    return symbols
+    if module is None:
+        return _Names(target, target)
+    at_functions = any(hook.kind in _AT_FUNCTIONS for hook in info.hooks)
+    return _Names(target, running_kernel.symbols_in(text, None) if at_functions else _NO_SYMBOLS)
 
 
 def load(
@@ -119,8 +133,8 @@ def _load(
     options: LoadOptions,
     progress: Progress,
 ) -> state.State:
-    symbols = _symbols_for(info)
-    planned = make_plan(info, symbols, options.wanted)
+    names = _read_names(info)
+    planned = make_plan(info, names.target, options.wanted)
     if not planned.attachments:
         raise _nothing_attached(info.name, planned.failures)
     _compare_code(info, planned, options)
@@ -142,17 +156,17 @@ def _load(
                     kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
                 programs = loaded.programs()
                 phases.hold(info, directory / "maps")
-                served = _hooks_of_module(info, needs)
+                served = _hooks_of_module(info, needs, names.kernel)
                 for hook in info.hooks:
                     if hook not in [item.hook for item in served]:
-                        _attach_hook(hook, programs, directory / "links")
+                        _attach_hook(hook, programs, directory / "links", names.kernel)
                 observed: tuple[state.Failure, ...] = ()
                 not_private: tuple[state.Failure, ...] = ()
                 if needs is not None:
                     undo.callback(enforcement.remove, info.name)
                     shadow = kernel_calls.map_id(loaded.maps()[heap.SHADOW_SECTION]) if private else 0
                     outcome = _enforce(
-                        data, info, planned, programs, needs, options, progress, symbols, shadow, served
+                        data, info, planned, programs, needs, options, progress, names.target, shadow, served
                     )
                     observed, refused = outcome.observed, outcome.failures
                     not_private = outcome.not_private
@@ -220,14 +234,16 @@ def _warn_of_skipped_tracking(info: ObjectInfo, planned: Plan, options: LoadOpti
         )
 
 
-def _hooks_of_module(info: ObjectInfo, needs: enforcement.Needs | None) -> Sequence[enforcement.PlacedHook]:
+def _hooks_of_module(
+    info: ObjectInfo, needs: enforcement.Needs | None, symbols: running_kernel.Symbols
+) -> Sequence[enforcement.PlacedHook]:
     """With `probes strict`: the hooks that o2c.ko attaches.  A kprobe of perf would keep the checks of what interrupts it from
     running."""
     if needs is None or not needs.strict:
         return ()
     try:
         with KernelText() as text:
-            return enforcement.place_hooks(info.hooks, running_kernel.read_symbols(None), text)
+            return enforcement.place_hooks(info.hooks, symbols, text)
     except OSError:
         return ()  # refused soon (O2C0835)
 
@@ -341,7 +357,9 @@ def _same_boot(name: str) -> bool:
     return True
 
 
-def _attach_hook(hook: HookInfo, programs: Mapping[str, Program], directory: Path) -> None:
+def _attach_hook(
+    hook: HookInfo, programs: Mapping[str, Program], directory: Path, symbols: running_kernel.Symbols
+) -> None:
     program = programs[hook.program]
     try:
         if hook.kind == "syscall":
@@ -350,7 +368,7 @@ def _attach_hook(hook: HookInfo, programs: Mapping[str, Program], directory: Pat
         if hook.kind == "raw_tracepoint":
             link = kernel_calls.open_raw_tracepoint(program.descriptor, hook.target)
         else:
-            address = running_kernel.read_symbols(None).addresses.get(hook.target, 0)
+            address = symbols.addresses.get(hook.target, 0)
             link = _probe(program, address, on_return=hook.kind == "kretprobe", cookie=0)
         kernel_calls.pin(link, directory / hook.name)
         os.close(link)

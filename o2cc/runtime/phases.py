@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from o2cc.bpf.info import ObjectInfo
 from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime import state, tables
+
+if TYPE_CHECKING:
+    from o2cc.runtime.status import UntrackedObject
 
 INERT, TRANSITION, FINAL = 0, 1, 2
 NUMBERS: Mapping[str, int] = {"transition": TRANSITION, "final": FINAL}
@@ -24,6 +28,8 @@ NAMES: Mapping[int, str] = {INERT: "inert", **{number: name for name, number in 
 _NEVER = 2**64 - 1
 _STILL_TO_COME = 2**63
 _SECOND = 1e9
+_SHOWN = 5  # objects in a refusal
+_LOOK_EVERY = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,32 @@ def set_phase(name: str, phase: str) -> None:
             live.set("globals", 0, "last_untracked", 0)
             live.set("globals", 0, "started", time.monotonic_ns())
         live.set("globals", 0, "phase", NUMBERS[phase])
+
+
+def require_no_old_objects(in_use: Callable[[], Sequence[UntrackedObject]], patience: float) -> None:
+    """Wait, for at most ``patience`` seconds, until nothing is in use that the final phase would deny access to.
+
+    ``in_use`` looks what that is now.  Raises DiagnosticError (O2C0844) when something still is.
+    """
+    end = time.monotonic() + patience
+    while objects := in_use():
+        if time.monotonic() >= end:
+            count = len(objects)
+            latest = sorted(objects, key=lambda item: item.last_seen)[:_SHOWN]
+            raise DiagnosticError(
+                error(
+                    "O2C0844",
+                    f"{count} object{'s' if count > 1 else ''} from before loading in use: "
+                    "access would be denied from now on",
+                    notes=tuple(
+                        f"touched {item.last_seen:.0f} s ago, {item.count} times since loading, first by {item.place}"
+                        for item in latest
+                    ),
+                    help="end what uses them (connections, sockets) and wait for it with `--wait SECONDS`; "
+                    "or deny access to them: `--force`",
+                )
+            )
+        time.sleep(_LOOK_EVERY)
 
 
 def hold(info: ObjectInfo, maps: Path) -> None:

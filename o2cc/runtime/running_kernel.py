@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from o2cc.diagnostics import Diagnostic, error
 
+_KALLSYMS = Path("/proc/kallsyms")
 _OPTIMIZATION = Path("/proc/sys/debug/kprobes-optimization")
 OPTIMIZATION_MARKER = Path("/run/o2c/optimization-is-off")
 
@@ -123,20 +125,26 @@ class Symbols:
     ambiguous: frozenset[str]
 
 
-def read_symbols(module: str | None) -> Symbols:
-    """Functions of a module (None: of the kernel itself) from /proc/kallsyms; addresses need root."""
+def symbols_in(kallsyms: str, module: str | None) -> Symbols:
+    """Functions of a module (None: of the kernel itself) by the text of /proc/kallsyms."""
+    tag = f"\\t\\[{re.escape(module.replace('-', '_'))}\\]" if module else ""
     addresses: dict[str, int] = {}
     ambiguous: set[str] = set()
-    tag = f"[{module.replace('-', '_')}]" if module else ""
-    with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            parts = line.split()
-            if (parts[3] if len(parts) > 3 else "") != tag or parts[1] not in "tTwW":
-                continue
-            if parts[2] in addresses and addresses[parts[2]] != int(parts[0], 16):
-                ambiguous.add(parts[2])
-            addresses.setdefault(parts[2], int(parts[0], 16))
+    for number, name in re.findall(rf"^([0-9a-f]+) [tTwW] (\S+){tag}$", kallsyms, re.MULTILINE):
+        address = int(number, 16)
+        if addresses.setdefault(name, address) != address:
+            ambiguous.add(name)
     return Symbols(addresses, frozenset(ambiguous))
+
+
+def read_symbols(module: str | None) -> Symbols:
+    """Functions of a module (None: of the kernel itself); addresses need root."""
+    return symbols_in(read_kallsyms(), module)
+
+
+def read_kallsyms() -> str:
+    """The text of /proc/kallsyms.  Reading it takes the kernel longer than everything that is done with it."""
+    return _KALLSYMS.read_text(encoding="ascii", errors="replace")
 
 
 def functions_of(module: str, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
@@ -148,7 +156,7 @@ def functions_of(module: str, names: Iterable[str]) -> dict[str, tuple[int, ...]
     own: dict[str, list[int]] = {}
     others: dict[str, list[int]] = {}
     tag = f"[{module}]"
-    with open("/proc/kallsyms", encoding="ascii", errors="replace") as lines:
+    with _KALLSYMS.open(encoding="ascii", errors="replace") as lines:
         for line in lines:
             parts = line.split()
             if parts[2] in wanted and parts[1] in "tTwW" and int(parts[0], 16):

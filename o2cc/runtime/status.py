@@ -103,6 +103,11 @@ class Status:
     covered: int = 0  # sites that the check of another decides
     heap: PrivateHeap | None = None
 
+    @property
+    def denied_when_final(self) -> tuple[UntrackedObject, ...]:
+        """What is in use and what the final phase, were it now, would deny access to."""
+        return self.untracked if self.enforced and self.phase == "transition" else ()
+
     def document(self) -> dict[str, object]:
         """For `--json`."""
         document = asdict(self)
