@@ -84,6 +84,7 @@ struct o2c_owned {
 	u64 frames;
 	u64 limit;		/* bytes in blocks */
 	u64 bytes;		/* changed under the lock of `blocks` */
+	atomic64_t leaving;	/* bytes in blocks that are unmarked and not freed yet */
 	struct xarray blocks;	/* by first frame: the order */
 };
 

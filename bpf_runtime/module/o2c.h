@@ -236,7 +236,8 @@ struct o2c_info {
  * o2c-<generation>-<bytes of a slot>; somebody must see to it before commit that their slab_size is that number
  * (/sys/kernel/slab/<name>/slab_size). Whole pages (more than 8192 bytes, or asked for as pages) are set to `owner`.
  *
- * A block that others have given back is unmarked and freed within about a second, or when the limit is reached.
+ * A block that others have given back is unmarked within about a second, or when the limit is reached, and freed when no
+ * store that was let through to it can still be under way. As much as the limit may wait for that.
  */
 #define O2C_OWNER_MAX	240
 

@@ -6,9 +6,15 @@
  * handed out. o2c.ko holds a reference to its pages, so that whoever gives the block back, and however (kfree(),
  * __free_pages(), RCU, a shrunk cache), it does not reach the page allocator while it is marked: a block that only
  * o2c.ko still holds is unmarked first and freed then.
+ *
+ * A check that saw the mark may have its store still to come. Up to the copy of the instruction interrupts are off at a
+ * breakpoint, and a task may be preempted in an optimized probe's detour. So between the two lies a grace period of tasks
+ * RCU, which ends only when every task has left the kernel or gone to sleep by itself, and which holds one of RCU's own,
+ * for code that interrupts run.
  */
 #include <linux/mm.h>
 #include <linux/page_ref.h>
+#include <linux/rcupdate.h>
 #include <linux/xarray.h>
 
 #include "internal.h"
@@ -52,6 +58,7 @@ int o2c_owned_init(struct o2c_owned *owned, const struct o2c_compartment *compar
 	owned->frames = map->value_size;
 	owned->limit = limit;
 	owned->bytes = 0;
+	atomic64_set(&owned->leaving, 0);
 	xa_init_flags(&owned->blocks, XA_FLAGS_LOCK_IRQ);
 	return 0;
 }
@@ -67,23 +74,28 @@ static void set_bytes(struct o2c_owned *owned, u64 first, u64 count, u8 value)
 /*
  * Marks the block that `page` is the head of, unless it is marked. False when that would go over the limit or cannot be
  * recorded. The caller has just got something in it from an allocator, so it stays. Any context.
+ *
+ * What waits for its grace period does not count, or steady use near the limit would fail; as much again may.
  */
 bool o2c_owned_add(struct o2c_owned *owned, struct page *head, u8 value)
 {
 	u64 first = page_to_pfn(head);
 	u64 count = 1UL << compound_order(head);
+	u64 bytes = count << PAGE_SHIFT;
 	unsigned long flags;
-	bool added;
+	bool added, fits;
 
 	if (first + count > owned->frames)
 		return false;
 	xa_lock_irqsave(&owned->blocks, flags);
 	added = xa_load(&owned->blocks, first);
-	if (!added && owned->bytes + (count << PAGE_SHIFT) <= owned->limit && get_page_unless_zero(head)) {
+	fits = owned->bytes + bytes <= owned->limit &&
+	       owned->bytes + bytes + atomic64_read(&owned->leaving) <= 2 * owned->limit;
+	if (!added && fits && get_page_unless_zero(head)) {
 		added = !xa_is_err(__xa_store(&owned->blocks, first, xa_mk_value(compound_order(head)),
 					      GFP_ATOMIC | __GFP_NOWARN));
 		if (added) {
-			WRITE_ONCE(owned->bytes, owned->bytes + (count << PAGE_SHIFT));
+			WRITE_ONCE(owned->bytes, owned->bytes + bytes);
 			set_bytes(owned, first, count, value);
 		} else {
 			put_page(head);
@@ -102,7 +114,20 @@ bool o2c_owned_has(const struct o2c_owned *owned, const struct page *page, u8 va
 	return frame < owned->frames && smp_load_acquire(&owned->shadow[frame]) == value;
 }
 
-/* Gives one block back, if only o2c.ko holds it or `always`. */
+/* No store that the mark allowed is still to come. */
+static void free_block(struct rcu_head *rcu)
+{
+	struct page *head = container_of(rcu, struct page, rcu_head);
+	struct o2c_owned *owned = (struct o2c_owned *)page_private(head);
+	unsigned int order = compound_order(head);
+
+	set_page_private(head, 0);
+	__free_pages(head, order);
+	/* the last touch of `owned`, for which o2c_owned_clear() waits */
+	atomic64_sub(PAGE_SIZE << order, &owned->leaving);
+}
+
+/* Gives one block back, if only o2c.ko holds it or `always`: there are no checks any more. */
 static bool drop(struct o2c_owned *owned, u64 first, bool always)
 {
 	struct page *head = pfn_to_page(first);
@@ -122,7 +147,14 @@ static bool drop(struct o2c_owned *owned, u64 first, bool always)
 	set_bytes(owned, first, 1UL << order, 0);
 	WRITE_ONCE(owned->bytes, owned->bytes - (PAGE_SIZE << order));
 	xa_unlock_irqrestore(&owned->blocks, flags);
-	__free_pages(head, order);
+	if (always) {
+		__free_pages(head, order);
+		return true;
+	}
+	/* nobody else holds the pages, so these members of the first are ours */
+	atomic64_add(PAGE_SIZE << order, &owned->leaving);
+	set_page_private(head, (unsigned long)owned);
+	call_rcu_tasks(&head->rcu_head, free_block);
 	return true;
 }
 
@@ -149,6 +181,12 @@ void o2c_owned_clear(struct o2c_owned *owned)
 		drop(owned, first, true);
 		cond_resched();
 	}
+	/* also before the module that free_block() is in can go */
+#ifdef CONFIG_TASKS_RCU
+	rcu_barrier_tasks();
+#else
+	rcu_barrier();
+#endif
 	xa_destroy(&owned->blocks);
 	bpf_map_put(owned->map);
 	owned->map = NULL;

@@ -284,6 +284,10 @@ long form_allocate(void __user *argument)
 	case FORM_CHURN_PAGES:
 		request.result = churn_pages(request.pointer);
 		break;
+	case FORM_PEEK:
+		result = object;
+		request.size = sizeof(request.data);
+		break;
 	case FORM_KERNEL_KMALLOC:
 		result = kmalloc(request.size, GFP_KERNEL);
 		break;

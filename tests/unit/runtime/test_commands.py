@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from o2cc.cli.common import EXIT_CLEAN, EXIT_ERRORS, EXIT_USAGE, run
 from o2cc.cli.o2c import o2c
-from o2cc.runtime import loader, phases, state
+from o2cc.runtime import loader, state
 from o2cc.runtime.status import Status, UntrackedObject
 from tests.unit.runtime.test_status import STATUS
 
@@ -172,6 +173,6 @@ def test_the_final_phase_comes_when_nothing_would_break(
     touched: list[int], enforced: bool, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     switched = _in_transition(monkeypatch, touched, enforced=enforced)
-    monkeypatch.setattr(phases.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert call("phase", "made", "final", *options) == EXIT_CLEAN
     assert switched == ["final"]

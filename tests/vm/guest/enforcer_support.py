@@ -35,6 +35,7 @@ _SYS_BPF = 321
 _BPF_MAP_CREATE, _BPF_MAP_LOOKUP_ELEM, _BPF_MAP_UPDATE_ELEM, _BPF_PROG_LOAD, _BPF_OBJ_PIN = 0, 1, 2, 5, 6
 _BPF_OBJ_GET_INFO_BY_FD = 15
 _BPF_MAP_TYPE_ARRAY = 2
+_BPF_LOG_STATS = 4  # errors and a summary, not every instruction
 _BPF_PROG_TYPE_KPROBE, _BPF_PROG_TYPE_SOCKET_FILTER = 2, 1
 _HELPER_MAP_LOOKUP, _HELPER_GET_ATTACH_COOKIE = 1, 174
 
@@ -50,7 +51,8 @@ def unload_module(name: str) -> int:
     return subprocess.run(["rmmod", name], check=False, capture_output=True).returncode
 
 
-def _bpf(command: int, attributes: bytes) -> int:
+def bpf(command: int, attributes: bytes) -> int:
+    """The system call; its result.  Raises OSError."""
     buffer = ctypes.create_string_buffer(attributes.ljust(144, b"\0"), 144)
     result = int(_LIBC.syscall(_SYS_BPF, command, buffer, len(buffer)))
     if result < 0:
@@ -59,7 +61,34 @@ def _bpf(command: int, attributes: bytes) -> int:
     return result
 
 
-def _instruction(opcode: int, to: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+def array_map(value_size: int, entries: int = 1) -> int:
+    """A new array map; its descriptor."""
+    return bpf(_BPF_MAP_CREATE, struct.pack("<IIII", _BPF_MAP_TYPE_ARRAY, 4, value_size, entries))
+
+
+def read_map(descriptor: int, value_size: int, index: int = 0) -> bytes:
+    """A value of an array map."""
+    key = ctypes.create_string_buffer(struct.pack("<I", index), 4)
+    value = ctypes.create_string_buffer(value_size)
+    bpf(
+        _BPF_MAP_LOOKUP_ELEM,
+        struct.pack("<IIQQQ", descriptor, 0, ctypes.addressof(key), ctypes.addressof(value), 0),
+    )
+    return value.raw
+
+
+def write_map(descriptor: int, value: bytes, index: int = 0) -> None:
+    """Set a value of an array map."""
+    key = ctypes.create_string_buffer(struct.pack("<I", index), 4)
+    buffer = ctypes.create_string_buffer(value, len(value))
+    bpf(
+        _BPF_MAP_UPDATE_ELEM,
+        struct.pack("<IIQQQ", descriptor, 0, ctypes.addressof(key), ctypes.addressof(buffer), 0),
+    )
+
+
+def instruction(opcode: int, to: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
+    """A BPF instruction."""
     return struct.pack("<BBhi", opcode, source << 4 | to, offset, immediate)
 
 
@@ -74,7 +103,7 @@ def load_program(instructions: bytes, kind: int = _BPF_PROG_TYPE_KPROBE, expecte
         len(instructions) // 8,
         ctypes.addressof(code),
         ctypes.addressof(text),
-        1,
+        _BPF_LOG_STATS,
         len(log),
         ctypes.addressof(log),
         0,
@@ -84,14 +113,14 @@ def load_program(instructions: bytes, kind: int = _BPF_PROG_TYPE_KPROBE, expecte
         expected,
     )
     try:
-        return _bpf(_BPF_PROG_LOAD, attributes)
+        return bpf(_BPF_PROG_LOAD, attributes)
     except OSError as error:
         raise OSError(error.errno, f"{error}: {log.value.decode()}") from None
 
 
 def constant_program(verdict: int, kind: int = _BPF_PROG_TYPE_KPROBE) -> int:
     """A program that returns `verdict`."""
-    return load_program(_instruction(0xB7, 0, immediate=verdict) + _instruction(0x95), kind)
+    return load_program(instruction(0xB7, 0, immediate=verdict) + instruction(0x95), kind)
 
 
 def socket_filter() -> int:
@@ -102,34 +131,29 @@ def socket_filter() -> int:
 def pin(descriptor: int, path: Path) -> None:
     """Pin a program in bpffs."""
     name = ctypes.create_string_buffer(os.fsencode(path))
-    _bpf(_BPF_OBJ_PIN, struct.pack("<QII", ctypes.addressof(name), descriptor, 0))
+    bpf(_BPF_OBJ_PIN, struct.pack("<QII", ctypes.addressof(name), descriptor, 0))
 
 
 class Verdicts:
     """A program whose verdict for a cookie can be set (0 at first)."""
 
     def __init__(self, entries: int = 1024) -> None:
-        self.map = _bpf(_BPF_MAP_CREATE, struct.pack("<IIII", _BPF_MAP_TYPE_ARRAY, 4, 4, entries))
+        self.map = array_map(4, entries)
         self.program = load_program(
-            _instruction(0x85, immediate=_HELPER_GET_ATTACH_COOKIE)
-            + _instruction(0x63, 10, 0, -4)  # *(u32 *)(r10 - 4) = r0
-            + _instruction(0x18, 1, 1, 0, self.map)  # r1 = map
-            + _instruction(0)
-            + _instruction(0xBF, 2, 10)  # r2 = r10 - 4
-            + _instruction(0x07, 2, immediate=-4)
-            + _instruction(0x85, immediate=_HELPER_MAP_LOOKUP)
-            + _instruction(0x15, 0, 0, 1, 0)  # if r0 == 0 goto exit
-            + _instruction(0x61, 0, 0)  # r0 = *(u32 *)r0
-            + _instruction(0x95)
+            instruction(0x85, immediate=_HELPER_GET_ATTACH_COOKIE)
+            + instruction(0x63, 10, 0, -4)  # *(u32 *)(r10 - 4) = r0
+            + instruction(0x18, 1, 1, 0, self.map)  # r1 = map
+            + instruction(0)
+            + instruction(0xBF, 2, 10)  # r2 = r10 - 4
+            + instruction(0x07, 2, immediate=-4)
+            + instruction(0x85, immediate=_HELPER_MAP_LOOKUP)
+            + instruction(0x15, 0, 0, 1, 0)  # if r0 == 0 goto exit
+            + instruction(0x61, 0, 0)  # r0 = *(u32 *)r0
+            + instruction(0x95)
         )
 
     def set(self, cookie: int, verdict: int) -> None:
-        key = ctypes.create_string_buffer(struct.pack("<I", cookie))
-        value = ctypes.create_string_buffer(struct.pack("<I", verdict))
-        _bpf(
-            _BPF_MAP_UPDATE_ELEM,
-            struct.pack("<IIQQQ", self.map, 0, ctypes.addressof(key), ctypes.addressof(value), 0),
-        )
+        write_map(self.map, struct.pack("<I", verdict), cookie)
 
     def close(self) -> None:
         os.close(self.program)
@@ -142,26 +166,20 @@ class Shadow:
     FRAMES = 2 << 20
 
     def __init__(self) -> None:
-        self.map = _bpf(_BPF_MAP_CREATE, struct.pack("<IIII", _BPF_MAP_TYPE_ARRAY, 4, self.FRAMES, 1))
+        self.map = array_map(self.FRAMES)
         self.program = load_program(
-            _instruction(0x18, 1, 2, 0, self.map)  # r1 = address of the map's value
-            + _instruction(0)
-            + _instruction(0x71, 0, 1)  # r0 = *(u8 *)r1
-            + _instruction(0xB7, 0)
-            + _instruction(0x95)
+            instruction(0x18, 1, 2, 0, self.map)  # r1 = address of the map's value
+            + instruction(0)
+            + instruction(0x71, 0, 1)  # r0 = *(u8 *)r1
+            + instruction(0xB7, 0)
+            + instruction(0x95)
         )
         info = ctypes.create_string_buffer(80)
-        _bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", self.map, len(info), ctypes.addressof(info)))
+        bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", self.map, len(info), ctypes.addressof(info)))
         self.id = struct.unpack_from("<II", info)[1]
 
     def _read(self) -> bytes:
-        key = ctypes.create_string_buffer(4)
-        value = ctypes.create_string_buffer(self.FRAMES)
-        _bpf(
-            _BPF_MAP_LOOKUP_ELEM,
-            struct.pack("<IIQQQ", self.map, 0, ctypes.addressof(key), ctypes.addressof(value), 0),
-        )
-        return value.raw
+        return read_map(self.map, self.FRAMES)
 
     def owner(self, frame: int) -> int:
         return self._read()[frame]

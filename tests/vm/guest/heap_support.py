@@ -57,6 +57,7 @@ class Operation(IntEnum):
     FREE_PAGES = 17
     KFREE_RCU = 18
     CHURN_PAGES = 19
+    PEEK = 20
 
 
 class FormAlloc(ctypes.Structure):

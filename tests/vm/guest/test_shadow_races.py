@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Races for the owner shadow, hunted: a page changes hands between the check of a store and the store.
+
+The store is to a page of the compartment's.  After its check another processor frees that page, o2c.ko gives it back, and
+the kernel takes pages for itself as fast as it can.  What the kernel got must not be written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle
+
+import pytest
+
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import Action, Mode, Site
+from tests.vm.guest.enforcer_support import PROCESS, SOFTIRQ, Form, Forms, Machine, Shadow, start_state
+from tests.vm.guest.heap_support import OWNER, PAGE, FormAlloc, Operation, allocate, give_heap
+from tests.vm.guest.slow_check import SlowCheck
+from tests.vm.guest.waiting import wait_until
+
+RDI = 7
+STORE = "mov_immediate_64"  # movq $-2, (%rdi)
+PATIENCE = 20.0  # seconds
+TAKEN_AT_ONCE = 200  # pages
+MOST = 20_000  # pages that the kernel takes
+HUNT = 45.0  # seconds
+
+
+@contextmanager
+def on_cpu(number: int) -> Iterator[None]:
+    """This thread runs on one processor only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {number})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def store_elsewhere(forms: Forms, form: Form, address: int, context: int) -> int:
+    """A process that runs the instruction on the first processor; its status is 0 when the instruction went on."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.sched_setaffinity(0, {0})
+            state, pointers = start_state(form)
+            registers = (*state.registers[:RDI], address, *state.registers[RDI + 1 :])
+            after = forms.run(form, Machine(registers, 0, state.memory), pointers & ~(1 << RDI), context)
+            status = 0 if after.went_on else 2
+        finally:
+            os._exit(status)
+    return child
+
+
+def store_again_and_again(forms: Forms, form: Form, addresses: list[int], cpu: int) -> int:
+    """A process that runs the instruction on each of the addresses in turn, on one processor, until it is killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.sched_setaffinity(0, {cpu})
+            state, pointers = start_state(form)
+            for address in cycle(addresses):
+                registers = (*state.registers[:RDI], address, *state.registers[RDI + 1 :])
+                forms.run(form, Machine(registers, 0, state.memory), pointers & ~(1 << RDI))
+        finally:
+            os._exit(1)
+    return child
+
+
+def kernel_page(forms: Forms) -> FormAlloc:
+    """A page that the kernel takes: this call is not redirected here."""
+    return allocate(forms, Operation.ZEROED_PAGE)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a race needs two processors")
+@pytest.mark.parametrize(
+    ("mode", "context"),
+    [
+        pytest.param(Mode.POISON, PROCESS, id="jump"),
+        pytest.param(Mode.SKIP, SOFTIRQ, id="strict-softirq"),
+        pytest.param(Mode.POISON, SOFTIRQ, id="jump-softirq", marks=pytest.mark.full),
+        pytest.param(Mode.SKIP, PROCESS, id="strict", marks=pytest.mark.full),
+    ],
+)
+def test_a_page_is_nobody_else_s_while_a_store_to_it_is_under_way(
+    mode: Mode, context: int, forms: Forms, shadow: Shadow, sites: list[Site]
+) -> None:
+    form = forms.all[STORE]
+    first = kernel_page(forms)
+    check = SlowCheck(shadow, first.result - first.frame * PAGE)
+    allocate(forms, Operation.FREE_PAGES, 0, first.result)
+    pages = next(site for site in sites if site.cookie == Operation.PAGES_ADDRESS)
+    # also what o2c.ko does once a second stays off the processor that is held up
+    with on_cpu(1), Enforcer() as enforcer:
+        enforcer.create("race")
+        program = enforcer.program(check.program)
+        give_heap(enforcer, shadow)
+        enforcer.attach([pages])
+        store = form.site(program, strict=mode is Mode.SKIP, action=Action.DENY)
+        assert enforcer.attach([store])[0].mode is mode
+        enforcer.commit()
+        own = allocate(forms, Operation.PAGES_ADDRESS)
+        assert shadow.owner(own.frame) == OWNER
+        check.reset()
+        child = store_elsewhere(forms, form, own.result, context)
+        check.wait()
+        allocate(forms, Operation.FREE_PAGES, 0, own.result)
+        assert wait_until(lambda: shadow.owner(own.frame) == 0, PATIENCE)
+        taken = [kernel_page(forms) for _ in range(TAKEN_AT_ONCE)]
+        got_early = own.frame in {page.frame for page in taken}
+        held = check.go_on()
+        ended = 0, 0
+        while ended[0] == 0 and len(taken) < MOST:
+            taken.append(kernel_page(forms))
+            ended = os.waitpid(child, os.WNOHANG)
+        written = [page for page in taken if any(allocate(forms, Operation.PEEK, 0, page.result).data)]
+        for page in taken:
+            allocate(forms, Operation.FREE_PAGES, 0, page.result)
+        assert held
+        assert ended == (child, 0)
+        stats = enforcer.stats()[1]
+        assert (stats.hits, stats.denied) == (1, 0)  # the check saw the page as the compartment's
+        assert not written
+        assert not got_early
+    check.close()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("mode", [Mode.POISON, Mode.SKIP], ids=["jump", "strict"])
+def test_stores_to_stale_pages_on_all_processors_harm_nobody(
+    mode: Mode, forms: Forms, shadow: Shadow, sites: list[Site]
+) -> None:
+    """Nothing is held up here; pages go back and forth between the compartment and the kernel, and all are stored to."""
+    form = forms.all[STORE]
+    first = kernel_page(forms)
+    check = SlowCheck(shadow, first.result - first.frame * PAGE)
+    check.go_on()
+    allocate(forms, Operation.FREE_PAGES, 0, first.result)
+    pages = next(site for site in sites if site.cookie == Operation.PAGES_ADDRESS)
+    with Enforcer() as enforcer:
+        enforcer.create("race")
+        program = enforcer.program(check.program)
+        give_heap(enforcer, shadow)
+        enforcer.attach([pages])
+        store = form.site(program, strict=mode is Mode.SKIP, action=Action.DENY)
+        assert enforcer.attach([store])[0].mode is mode
+        enforcer.commit()
+        stale = [allocate(forms, Operation.PAGES_ADDRESS).result for _ in range(16)]
+        writers = [store_again_and_again(forms, form, stale, cpu) for cpu in range(os.cpu_count() or 1)]
+        own, kernel, met, written = stale, [], 0, 0
+        end = time.monotonic() + HUNT
+        while time.monotonic() < end:
+            for address in own:
+                allocate(forms, Operation.FREE_PAGES, 0, address)
+            kernel = [kernel_page(forms) for _ in range(200)]
+            met += sum(page.result in stale for page in kernel)
+            written += sum(any(allocate(forms, Operation.PEEK, 0, page.result).data) for page in kernel)
+            for page in kernel:
+                allocate(forms, Operation.FREE_PAGES, 0, page.result)
+            own = [allocate(forms, Operation.PAGES_ADDRESS).result for _ in range(16)]
+        for child in writers:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        for address in own:
+            allocate(forms, Operation.FREE_PAGES, 0, address)
+        stats = enforcer.stats()[1]
+        print(f"{stats.hits} stores, {stats.denied} denied, stale pages in the kernel's hands {met}")
+        assert met
+        assert 0 < stats.denied < stats.hits
+        assert not written
+    check.close()
