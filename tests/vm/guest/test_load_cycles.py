@@ -7,7 +7,9 @@ The policy denies and has a transition, so that objects from before each load ar
 from __future__ import annotations
 
 import os
+import random
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,11 +25,23 @@ from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.plan import tracking_sites
 from tests.vm.guest.enforcer_support import load_module, unload_module
-from tests.vm.guest.victim_support import NAME, PROPER, Footprint, Victim, footprint, settled, unload_all
+from tests.vm.guest.victim_support import (
+    NAME,
+    PROPER,
+    Footprint,
+    Victim,
+    footprint,
+    in_child,
+    settled,
+    status_of,
+    unload_all,
+)
 from tests.vm.guest.waiting import wait_until
 from tests.vm.policies import guest_object
 
 POLICY = "transition-deny"
+KILLS = 50
+IN_FORCE = 0.5  # seconds between loading and unloading, where a loader is to be killed
 WARM_UP = 2  # the first cycles fill caches that stay
 GAPS = LoadOptions(accept_gaps=True)
 
@@ -127,6 +141,75 @@ def test_cycles_under_use_leave_nothing(module: None, cycles: int) -> None:
     assert now.slab - before[1].slab < 1500
     assert now.vmalloc - before[1].vmalloc < 600
     assert now.per_cpu - before[1].per_cpu < 300
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What o2c.ko has of the policy: how many sites, and whether they are in force."""
+
+    sites: int
+    committed: bool
+
+
+def hold() -> Hold:
+    with Enforcer() as enforcer:
+        try:
+            enforcer.open(NAME)
+        except EnforcerError:
+            return Hold(0, False)
+        info = enforcer.info()
+        return Hold(info.sites, info.committed)
+
+
+def probes_in_victim() -> int:
+    lines = Path("/sys/kernel/debug/kprobes/list").read_text().splitlines()
+    return sum("[victim]" in line for line in lines)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3000)
+def test_loaders_killed_at_random_points_leave_all_or_nothing(module: None) -> None:
+    """Killed while loading, while unloading, or a moment after: every site is in force, or none is left."""
+    data = guest_object(POLICY).read_bytes()
+    tracking = tracking_sites(read_info(data))
+    few = LoadOptions(
+        wanted=lambda site: site.number in tracking or site.function == "store_word", accept_gaps=True
+    )
+
+    def load_and_unload() -> None:
+        loader.load(data, options=few)
+        time.sleep(IN_FORCE)
+        loader.unload(NAME)
+
+    for _ in range(WARM_UP):
+        begin = time.monotonic()
+        loader.load(data, options=few)
+        full = hold()
+        loader.unload(NAME)
+        span = time.monotonic() - begin + IN_FORCE
+    assert full.committed
+    before = settled()
+    use, chance = ProperUse(), random.Random(2)
+    met = {full: 0, Hold(0, False): 0}
+    for _ in range(KILLS):
+        child = in_child(load_and_unload)
+        time.sleep(chance.random() * span)
+        os.kill(child, signal.SIGKILL)
+        assert status_of(child) in (-signal.SIGKILL, 7)
+        found = hold()
+        assert found in met
+        met[found] += 1
+        if not found.sites:
+            assert wait_until(lambda: probes_in_victim() == 0)
+        unload_all()
+        assert hold() == Hold(0, False)
+    runs, failed = use.stop()
+    print(
+        f"{span:.1f} s to load and unload, {runs} runs, in force {met[full]}, nothing {met[Hold(0, False)]}"
+    )
+    assert min(met.values()) >= 3
+    assert failed == 0
+    assert wait_until(lambda: footprint() == before), (before, footprint())
 
 
 def test_the_modules_can_go_after_the_cycles(module: None) -> None:
