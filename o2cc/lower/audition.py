@@ -10,10 +10,10 @@ wrong refusal breaks a healthy system.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from o2cc.diagnostics import DiagnosticError, error
+from o2cc.diagnostics import DiagnosticError, did_you_mean, error
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.lower.caches import NAME_COLUMNS, PAYLOAD_CACHES, name_words
@@ -57,6 +57,7 @@ def audition_parts(
     classes = tuple(_class_row(lowering, audition, name) for name in tree.classes)
     accepted = audition.accept_payload
     _check_patterns(audition)
+    _check_effect(audition, tree.classes, undecided(lowering))
     all_tables = (*lowered.tables, _classes_table(classes), _payload_table(accepted))
     constants = _constants(
         (*accepted, *PAYLOAD_CACHES), at_access=audition.at_access, at_free=audition.at_free
@@ -83,6 +84,37 @@ def _check_patterns(audition: Audition) -> None:
                     help="list the caches, or the patterns that they begin with, one by one",
                 )
             )
+
+
+def _check_effect(audition: Audition, classes: Sequence[str], undecided: frozenset[str]) -> None:
+    """DiagnosticError for names that accept nothing: they are misspelt, or meant for another tree."""
+    problems = []
+    for pattern in audition.own:
+        named = [name for name in classes if fnmatch.fnmatchcase(name, pattern)]
+        if not named:
+            message = f"no class of the tree is called `{pattern}`"
+            help = did_you_mean(pattern, classes) or f"its classes are {', '.join(f'`{n}`' for n in classes)}"
+            problems.append(error("O2C0535", message, audition.span, help=help))
+        elif undecided.issuperset(named):
+            message = f"an object that the tree calls `{named[0]}` cannot be accepted as own"
+            note = (
+                "whose it is, its content does not say: it holds data only, or is handed over as a capability"
+            )
+            problems.append(error("O2C0535", message, audition.span, notes=(note,)))
+    for pattern in audition.accept_payload:
+        if not any(_have_common(pattern, known) for known in PAYLOAD_CACHES):
+            message = f"`accept payload` has no effect for `{pattern}`"
+            help = f"only these need it: {', '.join(PAYLOAD_CACHES)}; others are judged by content anyway"
+            problems.append(error("O2C0535", message, audition.span, help=help))
+    if problems:
+        raise DiagnosticError(problems)
+
+
+def _have_common(one: str, other: str) -> bool:
+    """Whether some name fits both patterns, which end in `*` or have none."""
+    if one.endswith("*") and other.endswith("*"):
+        return one[:-1].startswith(other[:-1]) or other[:-1].startswith(one[:-1])
+    return fnmatch.fnmatchcase(one, other) or fnmatch.fnmatchcase(other, one)
 
 
 def undecided(lowering: Lowering) -> frozenset[str]:

@@ -146,7 +146,8 @@ def tree_from_document(document: Mapping[str, Any], path: str) -> IntegerTree:
 
 def _check_header(document: Mapping[str, Any], path: str) -> None:
     if document.get("format") != FORMAT:
-        fail("O2C0702", f"`format` is {shown(document.get('format'))}, not `{FORMAT}`", path)
+        help = "`o2c tree import` makes a tree file of plain arrays" if "children_left" in document else None
+        fail("O2C0702", f"`format` is {shown(document.get('format'))}, not `{FORMAT}`", path, help)
     version = document.get("version")
     if version != VERSION or isinstance(version, bool):
         fail(

@@ -63,6 +63,31 @@ def _older(kernel: Confined, word: int, cache: str = "sctp_chunk", size: int = 2
     return address
 
 
+@pytest.mark.parametrize(
+    ("own", "accept", "message"),
+    [
+        ("sctp_chnk", "", "no class of the tree is called `sctp_chnk`"),
+        ("sctp_ep_*", "", "no class of the tree is called `sctp_ep_\\*`"),
+        ("sctp_chunk, payload", "", "calls `payload` cannot be accepted"),
+        ("sctp_chunk", 'accept payload "kmaloc-96"', "no effect for `kmaloc-96`"),
+        ("sctp_chunk", 'accept payload "sctp_*"', "no effect for `sctp_\\*`"),
+    ],
+)
+def test_a_name_that_accepts_nothing_is_an_error(own: str, accept: str, message: str) -> None:
+    """Catches a misspelt struct, whose objects would be refused as foreign."""
+    rules = RULES.replace("sctp_*", own).replace("ACCEPT", accept).replace("MOMENTS", "access")
+    made = _tree()
+    tree = IntegerTree(made.nodes, (*made.classes, "payload"), made.features)
+    with pytest.raises(DiagnosticError, match=message) as problem:
+        confined(rules, tree)
+    assert [d.code for d in problem.value.diagnostics] == ["O2C0535"]
+
+
+@pytest.mark.parametrize("cache", ["kmalloc-96", "kmalloc-cg-*", "kmal*", "skbuff_*", "names_cache"])
+def test_caches_that_users_fill_can_be_accepted(cache: str) -> None:
+    _kernel(f'accept payload "{cache}"')
+
+
 def test_what_only_the_compartment_allocates_becomes_its_own() -> None:
     """Catches an accepted object that is judged again at every store, or that is writable in part only."""
     kernel = _kernel()
