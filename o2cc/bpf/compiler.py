@@ -10,6 +10,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import struct
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -52,11 +54,16 @@ class MachineCode:
 
 
 @cache
-def _target_machine() -> llvm.TargetMachine:
+def _target() -> llvm.Target:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     llvm.set_option("o2c", f"-bpf-stack-size={_STACK}")
-    return llvm.Target.from_triple("bpfel").create_target_machine(cpu=CPU, opt=_SPEED)
+    return llvm.Target.from_triple("bpfel")
+
+
+def _target_machine() -> llvm.TargetMachine:
+    """One for each compilation, since threads cannot share one."""
+    return _target().create_target_machine(cpu=CPU, opt=_SPEED)
 
 
 @cache
@@ -65,15 +72,15 @@ def data_layout() -> str:
     return str(_target_machine().target_data)
 
 
-def compile_text(text: str, largest: int) -> dict[str, MachineCode]:
-    """Compiles a module whose every function is in a section named like itself with a dot before (the
+def compile_texts(texts: Sequence[str], largest: int) -> dict[str, MachineCode]:
+    """Compiles modules side by side. Every function of theirs is in a section named like itself with a dot before (the
     assembler wants them different).  ``largest`` is the length of the longest function's text.
 
-    Raises DiagnosticError: O2C0605 when LLVM refuses the text, which is a mistake in the compiler; O2C0610
+    Raises DiagnosticError: O2C0605 when LLVM refuses a text, which is a mistake in the compiler; O2C0610
     when a function is too large for BPF's jumps.
     """
     try:
-        data = _compile_apart(text) if largest > _LARGE else _compile(text)
+        objects = [_compile_apart(text) for text in texts] if largest > _LARGE else _compile_beside(texts)
     except RuntimeError as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else "no reason given"
         raise DiagnosticError(
@@ -84,7 +91,33 @@ def compile_text(text: str, largest: int) -> dict[str, MachineCode]:
                 help="this is a mistake in the compiler; please report it with the policy",
             )
         ) from problem
-    return _read_object(data)
+    return {name: code for data in objects for name, code in _read_object(data).items()}
+
+
+def _compile_beside(texts: Sequence[str]) -> list[bytes]:
+    """The objects of all texts, each made in a thread: LLVM runs without the interpreter's lock.  Raises RuntimeError."""
+    found: dict[int, bytes | Exception] = {}
+
+    def work(number: int) -> None:
+        try:
+            found[number] = _compile(texts[number])
+        except Exception as problem:  # raised again below
+            found[number] = problem
+
+    _target()  # not a race of the threads
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, len(texts))]
+    for thread in threads:
+        thread.start()
+    work(0)
+    for thread in threads:
+        thread.join()
+    objects: list[bytes] = []
+    for number in range(len(texts)):
+        result = found[number]
+        if isinstance(result, Exception):
+            raise result
+        objects.append(result)
+    return objects
 
 
 def _compile(text: str) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from o2cc.bpf.assembly import Assembler
-from o2cc.bpf.compiler import MachineCode, compile_text, data_layout
+from o2cc.bpf.compiler import MachineCode, compile_texts, data_layout
 from o2cc.bpf.info import HeapInfo, HookInfo, OpsTargetsInfo
 from o2cc.bpf.layout import Layout, table_layout
 from o2cc.bpf.limits import check_stacks
@@ -224,24 +224,29 @@ def _compile(
     by_check: Mapping[str, list[nodes.Site]],
     tables: Mapping[str, SiteTable],
 ) -> tuple[dict[str, MachineCode], Spans]:
-    """Runs LLVM over everything that the object needs."""
-    text = _module_text(module, functions, by_check, tables)
-    return compile_text(text.text(), text.largest), text.spans
+    """Runs LLVM over everything that the object needs: shared functions and hooks beside checks, about half each."""
+    spans = Spans()
+    checks = [check for check in module.checks if check.name in by_check]
+    inline = [function for function in functions if function.inline]
+    texts = (
+        _module_text(module, (*functions, *module.hooks), tables, spans),
+        _module_text(module, (*inline, *checks), tables, spans),
+    )
+    machine = compile_texts([text.text() for text in texts], max(text.largest for text in texts))
+    return machine, spans
 
 
 def llvm_text(module: nodes.Module) -> str:
-    """The LLVM IR of a module as it goes to the optimizer (layout `site`).  Raises DiagnosticError."""
+    """The LLVM IR of a module as it goes to the optimizer (layout `site`), in one piece.  Raises DiagnosticError."""
     _check_module(module)
     by_check = _sites_by_check(module)
-    functions = _reachable(module, (*(c for c in module.checks if c.name in by_check), *module.hooks))
-    return _module_text(module, functions, by_check, {}).text()
+    checks = [check for check in module.checks if check.name in by_check]
+    functions = _reachable(module, (*checks, *module.hooks))
+    return _module_text(module, (*functions, *checks, *module.hooks), {}, Spans()).text()
 
 
 def _module_text(
-    module: nodes.Module,
-    functions: Sequence[nodes.Function],
-    by_check: Mapping[str, list[nodes.Site]],
-    tables: Mapping[str, SiteTable],
+    module: nodes.Module, bodies: Iterable[Body], tables: Mapping[str, SiteTable], spans: Spans
 ) -> ModuleText:
     scope = Scope(
         {function.name: function for function in module.functions},
@@ -249,11 +254,8 @@ def _module_text(
         {table.name: table for table in module.tables},
         {table.name: table_layout(table) for table in module.tables},
     )
-    text = ModuleText(scope, data_layout())
+    text = ModuleText(scope, data_layout(), spans)
     problems = Collector()
-
-    checks = [check for check in module.checks if check.name in by_check]
-    bodies: list[Body] = [*functions, *checks, *module.hooks]
     for body in bodies:
         try:
             match body:

@@ -116,11 +116,12 @@ class Metadata:
 class Context:
     """What all bodies of a module share: the names that they can use, declarations, spans, metadata."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, spans: Spans) -> None:
         self.scope = scope
-        self.spans = Spans()
+        self.spans = spans
         self.metadata = Metadata()
         self.declarations: dict[str, None] = {}
+        self.called: dict[str, int] = {}  # functions, and how many words they take
 
     def declare(self, text: str) -> None:
         """Adds a declaration, once."""

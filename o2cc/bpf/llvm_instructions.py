@@ -311,6 +311,7 @@ class InstructionWriter(BodyWriter):
         for operand in i.arguments:
             if isinstance(operand, nodes.Value) and operand.name in self.pointers:
                 raise self.fail(f"entry `%{operand.name}` cannot be passed to `{i.function}`")
+        self.context.called[i.function] = len(i.arguments)
         words = ", ".join(f"i64 {self.word(operand)}" for operand in i.arguments)
         self.assign(i.result, self.value(f"call i64 {quote(SymbolKind.FUNCTION + i.function)}({words})"))
 

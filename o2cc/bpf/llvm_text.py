@@ -38,15 +38,12 @@ STACK_LIMIT = 448  # bytes of scratch; a BPF program has 512, and spilled regist
 class ModuleText:
     """Collects bodies and gives the text of the LLVM module.  Its methods raise BodyError."""
 
-    def __init__(self, scope: Scope, data_layout: str) -> None:
-        self._context = Context(scope)
+    def __init__(self, scope: Scope, data_layout: str, spans: Spans) -> None:
+        """``spans`` takes what the line numbers of the compiled code mean; modules can share it."""
+        self._context = Context(scope, spans)
         self._data_layout = data_layout
         self._bodies: list[str] = []
-
-    @property
-    def spans(self) -> Spans:
-        """What the line numbers of the compiled code mean."""
-        return self._context.spans
+        self._functions: set[str] = set()
 
     @property
     def largest(self) -> int:
@@ -61,6 +58,7 @@ class ModuleText:
         symbol = SymbolKind.FUNCTION + function.name
         body = _Body(self._context, symbol, function.span, Role.FUNCTION, function.parameters)
         self._bodies.append(body.text(function.blocks, inline=function.inline))
+        self._functions.add(function.name)
 
     def add_check(self, check: nodes.Check, table: SiteTable | None) -> None:
         """Adds a check; with a table its parameters come from there, else they are left to be patched."""
@@ -79,12 +77,19 @@ class ModuleText:
         self._bodies.append(body.text(hook.blocks))
 
     def text(self) -> str:
-        """The module."""
+        """The module.  What it calls and does not have is in another."""
+        elsewhere = {
+            name: count for name, count in self._context.called.items() if name not in self._functions
+        }
         return "\n".join(
             (
                 f'target datalayout = "{self._data_layout}"',
                 'target triple = "bpfel"',
                 *self._context.declarations,
+                *(
+                    f"declare i64 {quote(SymbolKind.FUNCTION + name)}({', '.join(['i64'] * count)})"
+                    for name, count in elsewhere.items()
+                ),
                 *self._bodies,
                 *self._context.metadata.lines,
                 "",
