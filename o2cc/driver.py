@@ -149,7 +149,7 @@ def compile_source(
         description = module.describe() if module else find_description(target, options.kernel, source)
     tree_path = tree_path_of(parsed)
     if tree_path is not None:
-        from o2cc.trees.file import read_tree  # late: brings numpy
+        from o2cc.trees.file import read_tree  # late: few policies have one
 
         with watch.stage("tree"):
             inner = replace(inner, tree=read_tree((directory or Path()) / tree_path))

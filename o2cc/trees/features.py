@@ -36,12 +36,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from o2cc.trees.thresholds import WORD_MAX
 from o2cc.trees.tree import MISSING_WORD, Feature, FeatureKind, Words
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SMALL_END = 2**16
 ERROR_START = 2**64 - 4095
@@ -165,6 +167,8 @@ def classify_words(
     words: Words, present: NDArray[np.bool_], address: Words, size: Words, layout: Words
 ) -> NDArray[np.uint64]:
     """Class of every word; all arguments broadcast to the shape of `words`, `layout` has a last axis of bounds."""
+    import numpy as np  # late: a compilation has no use for it
+
     bound = {name: layout[..., number] for number, name in enumerate(LAYOUT_FIELDS)}
 
     def within(low: str, high: str) -> NDArray[np.bool_]:
@@ -205,6 +209,8 @@ def extract(features: Sequence[Feature], objects: Objects) -> Words:
 
     A word that the object does not have is `MISSING_WORD` as raw word and MISSING as class.
     """
+    import numpy as np  # late: a compilation has no use for it
+
     vectors = np.zeros((len(objects), len(features)), dtype=np.uint64)
     for column, feature in enumerate(features):
         if feature.kind is FeatureKind.SIZE:
@@ -223,6 +229,8 @@ def extract(features: Sequence[Feature], objects: Objects) -> Words:
 
 def _of_word(kind: FeatureKind, words: Words, present: NDArray[np.bool_], objects: Objects) -> Words:
     """A feature of one word of every object."""
+    import numpy as np  # late: a compilation has no use for it
+
     if kind is FeatureKind.WORD_CLASS:
         return classify_words(words, present, objects.address, objects.size, objects.layout)
     if kind is FeatureKind.SELF_OFFSET:

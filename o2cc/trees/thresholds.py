@@ -9,8 +9,11 @@ even, and is monotone: a larger word never casts to a smaller float.  So the wor
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 WORD_MAX = 2**64 - 1
 NEVER = -1
@@ -23,6 +26,8 @@ def integer_thresholds(thresholds: NDArray[np.float64]) -> tuple[NDArray[np.uint
     Input of shape (n,), finite.  Returns words of shape (n,) (0 where there is none) and a mask of shape (n,)
     that is False where no word passes.  Thresholds above every word give 2**64 - 1: every word passes.
     """
+    import numpy as np  # late: a compilation has no use for it
+
     source = np.asarray(thresholds, dtype=np.float64)
     largest = np.zeros(source.shape, dtype=np.uint64)
     for bit in range(63, -1, -1):
@@ -34,6 +39,8 @@ def integer_thresholds(thresholds: NDArray[np.float64]) -> tuple[NDArray[np.uint
 
 def integer_threshold(threshold: float) -> int:
     """As `integer_thresholds` for one threshold; `NEVER` when no word passes."""
+    import numpy as np  # late: a compilation has no use for it
+
     largest, exists = integer_thresholds(np.array([threshold], dtype=np.float64))
     return int(largest[0]) if exists[0] else NEVER
 
@@ -44,6 +51,8 @@ def float32_neighbours(word: int) -> tuple[int, ...]:
     These are the words next to it, the floats next to its cast, and the words next to the midpoints between
     those floats, where the rounding turns.  Sorted, each once, all within 0 .. 2**64 - 1.
     """
+    import numpy as np  # late: a compilation has no use for it
+
     word = min(max(word, 0), WORD_MAX)
     nearest = np.float32(word)
     below, above = np.nextafter(nearest, np.float32(0)), np.nextafter(nearest, np.float32(np.inf))

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, TypeAlias
 
 from o2cc.trees.thresholds import NEVER, WORD_MAX
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 WORD_BITS = 64
 MISSING_WORD = 0
@@ -29,8 +31,8 @@ instructions, of which a node takes up to four."""
 MAX_FEATURES = 65_536
 """Most features that a tree may name: objects of 512 KiB."""
 
-Words = NDArray[np.uint64]
-Indices = NDArray[np.int64]
+Words: TypeAlias = "NDArray[np.uint64]"
+Indices: TypeAlias = "NDArray[np.int64]"
 
 
 class FeatureKind(StrEnum):
@@ -150,6 +152,8 @@ class IntegerTree:
     @cached_property
     def arrays(self) -> TreeArrays:
         """The tree as arrays."""
+        import numpy as np  # late: a compilation has no use for it
+
         feature, threshold, low, high, label = [], [], [], [], []
         for number, node in enumerate(self.nodes):
             if isinstance(node, Test):
@@ -175,6 +179,8 @@ class IntegerTree:
 
     def apply(self, vectors: Words) -> Indices:
         """Number of the leaf that each vector reaches.  `vectors`: uint64 of shape (n, features)."""
+        import numpy as np  # late: a compilation has no use for it
+
         if vectors.dtype != np.uint64 or vectors.ndim != 2 or vectors.shape[1] != len(self.features):
             raise ValueError(f"expected uint64 vectors of {len(self.features)} features")
         arrays = self.arrays
