@@ -9,9 +9,10 @@ first that counts fills the caches of files, of compiled Python (which PYTHONDON
 taken out of the environment) and of the parser's tables.
 
 `o2cc` begins with the description of the module, `.ko` with the module's file: it unpacks the kernel, reads its types
-and symbols, scans the module and compiles, in one process that keeps nothing for the next.  Its object must be that of
-the description, byte for byte; else this ends.  It is left out where the kernel's files are not there.  The peers begin
-with a list of sites that somebody else has found, in their favour: theirs is only what clang takes.
+and symbols, scans the module and compiles, in one process that finds nothing kept.  `again` is the same a second time,
+when the description has been kept.  Their objects must be that of the description, byte for byte; else this ends.  They
+are left out where the kernel's files are not there.  The peers begin with a list of sites that somebody else has found,
+in their favour: theirs is only what clang takes.
 
 The peers are what the paper describes (arXiv 2401.05641, section 5) written for a stock kernel.  Both are one C file
 with one program a store through a register other than the stack pointer, as the prototype's generator makes them, and
@@ -55,6 +56,7 @@ from o2cc.diagnostics import DiagnosticError, SourceFile
 from o2cc.driver import find_description
 from o2cc.kernel.description import Description, Site
 from o2cc.kernel.kernels import open_kernel
+from o2cc.resources import cache_directory
 
 _HEADER = """\
 typedef unsigned long long u64; typedef unsigned int u32;
@@ -157,8 +159,10 @@ class Run:
     peak: int  # MiB
 
 
-def run(command: list[str]) -> Run:
+def run(name: str, command: list[str]) -> Run:
     """Run a command; raises SystemExit when it fails."""
+    if name == ".ko":
+        shutil.rmtree(cache_directory() / "scans", ignore_errors=True)
     start = time.perf_counter()
     process = os.posix_spawnp(command[0], command, os.environ)
     _, status, usage = os.wait4(process, 0)
@@ -256,18 +260,21 @@ def main() -> None:
         commands = {"o2cc": [*ours, "-k", kernel, "-o", str(directory / "o2cc.o")]}
         module = options.module or find_module(description.release)
         if module is not None:
-            commands[".ko"] = [*ours, "-k", str(module), "-o", str(directory / ".ko.o")]
+            for name in (".ko", "again"):
+                commands[name] = [*ours, "-k", str(module), "-o", str(directory / f"{name}.o")]
         mine = tuple(commands)
         for name, check in PEERS.items():
             source = directory / f"{name}.c"
             source.write_text(c_source(description, check))
             flags = ["-O2", "-g", "-target", "bpf", "-w", "-c"]
             commands[name] = [clang, *flags, str(source), "-o", str(directory / f"{name}.o")]
-        for command in commands.values():
-            run(command)
+        # What is kept of scans is then this program's own.
+        os.environ["O2C_CACHE"] = str(directory / "cache")
+        for name, command in commands.items():
+            run(name, command)
         if len({(directory / f"{name}.o").read_bytes() for name in mine}) > 1:
             sys.exit("the object made from the module differs from that made from its description")
-        runs = [{name: run(command) for name, command in commands.items()} for _ in range(options.runs)]
+        runs = [{name: run(name, command) for name, command in commands.items()} for _ in range(options.runs)]
         stats = json.loads(figures.read_text())
         programs = dict.fromkeys(mine, (stats["programs"], stats["instructions"]))
         programs |= {name: c_figures(directory / f"{name}.o") for name in PEERS}

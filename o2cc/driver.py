@@ -54,7 +54,7 @@ def find_description(target: str, kernel: str | None, policy: SourceFile) -> Des
     """
     module = _module_file(kernel)
     if module is not None:
-        return module.describe()
+        return _describe(module)
     if kernel is not None and (kernel.endswith(".o2k") or os.sep in kernel or os.path.isfile(kernel)):
         return store.load(kernel)
     release = kernel if kernel is not None else os.uname().release
@@ -79,13 +79,20 @@ def find_description(target: str, kernel: str | None, policy: SourceFile) -> Des
     )
 
 
-def _module_file(kernel: str | None) -> ModuleFile | None:
-    """The module that ``--kernel`` names, if it names one; its kernel is unpacked in the background from then on."""
+def _module_file(kernel: str | None, caching: bool = True) -> ModuleFile | None:
+    """The module that ``--kernel`` names, if it names one; unless its description is kept, its kernel is unpacked in the
+    background from then on."""
     if kernel is None or not kernel.endswith(MODULE_SUFFIXES):
         return None
-    from o2cc.kernel.module_file import open_module_file  # late: brings numpy
+    from o2cc.kernel.module_file import open_module_file  # late: others have a description
 
-    return open_module_file(kernel)
+    return open_module_file(kernel, caching=caching)
+
+
+def _describe(module: ModuleFile) -> Description:
+    description = module.describe()
+    module.keep(description)
+    return description
 
 
 def fallback_note(description: Description, kernel: str | None, policy: SourceFile) -> tuple[Diagnostic, ...]:
@@ -138,7 +145,7 @@ def compile_source(
 ) -> tuple[Compiled, tuple[Diagnostic, ...]]:
     """Everything up to optimized IR, with the warnings.  Raises DiagnosticError."""
     with watch.stage("description"):
-        module = _module_file(options.kernel)
+        module = _module_file(options.kernel, options.caching)
     directory = Path(source.name).parent if not source.name.startswith("<") else None
     resolve = FileResolver(directory, further=tuple(map(Path, options.search_path)))
     with watch.stage("syntax"):
@@ -146,7 +153,8 @@ def compile_source(
         resolve.read_used(parsed)
     with watch.stage("description"):
         target = target_of(parsed)
-        description = module.describe() if module else find_description(target, options.kernel, source)
+        description = _describe(module) if module else find_description(target, options.kernel, source)
+        del module  # with the kernel's types and symbols, a tenth of all memory
     tree_path = tree_path_of(parsed)
     if tree_path is not None:
         from o2cc.trees.file import read_tree  # late: few policies have one

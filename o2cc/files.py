@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error
@@ -104,6 +105,23 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
         raise DiagnosticError(
             error("O2C0905", f"cannot write `{name}`: {_reason(problem)}", path=name)
         ) from None
+
+
+def read_own_file(path: Path) -> bytes:
+    """The content of a file that nobody but this user or root can have written.  Raises OSError."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError("others can write it")
+        return file.read()
+
+
+def write_own_file(path: Path, data: bytes | str) -> None:
+    """Write a file that `read_own_file` reads, for a cache: one that cannot be written is none, and nobody is told."""
+    with suppress(OSError, DiagnosticError):
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        write_atomic(path, data)
+        path.chmod(0o644)
 
 
 def require_writable(path: str | Path) -> None:

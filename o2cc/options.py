@@ -36,6 +36,7 @@ class Degrade(StrEnum):
 @dataclass(frozen=True)
 class CompileOptions:
     """Options of one compilation. `kernel` is a release, the path of a description or of a module, or None: found out.
+    `caching`: descriptions of modules' files are kept.
 
     `figures`: give `Compiled.stats`, for which the object is made whatever `emit` says.
     """
@@ -47,6 +48,7 @@ class CompileOptions:
     degrade: Degrade | None = None
     passes: tuple[str, ...] | None = None  # None: the default pipeline
     search_path: tuple[str, ...] = ()  # directories of modules for `use`, before the standard library
+    caching: bool = True
 
 
 @dataclass(frozen=True)

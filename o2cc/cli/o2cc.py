@@ -116,6 +116,7 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     type=click.Path(),
     help="Write figures about the compilation as JSON (`-`: stdout).",
 )
+@click.option("--no-cache", is_flag=True, help="Scan a module's file anew, and do not keep its description.")
 @click.option(
     "-W",
     "warnings",
@@ -136,6 +137,7 @@ def o2cc(
     degrade: str | None,
     passes: tuple[str, ...] | None,
     include: tuple[str, ...],
+    no_cache: bool,
     stats: str | None,
     warnings: WarningOptions,
 ) -> int:
@@ -143,7 +145,8 @@ def o2cc(
 
     Without root, without the network, and without the kernel that it is for: what is known of that
     kernel comes from a description, made by `o2c scan` or bundled. A module's file is scanned instead,
-    if its kernel's boot image is found beside it or by its release. The same input gives the same bytes.
+    if its kernel's boot image is found beside it or by its release, and its description is kept in the
+    cache directory for the next time. The same input gives the same bytes.
     Nothing is written when there are errors.
 
     \b
@@ -179,6 +182,7 @@ def o2cc(
         degrade=Degrade(degrade) if degrade else None,
         passes=passes,
         search_path=include,
+        caching=not no_cache,
     )
     with without_collection():
         from o2cc.driver import compile_policy  # late: `--help` and `--explain` need none of it

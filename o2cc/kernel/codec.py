@@ -46,14 +46,14 @@ class _Corrupt(Exception):
     pass
 
 
-def encode(description: Description) -> bytes:
-    """The bytes of a description; the same for equal ones."""
+def encode(description: Description, level: int = _LEVEL) -> bytes:
+    """The bytes of a description; the same for equal ones.  ``level`` is zstd's."""
     with without_collection():
         writer = _Writer()
         writer.put(description, Description)
         tables = {cls.__name__: writer.columns(cls) for cls in _CLASSES}
     text = json.dumps(tables, separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode("ascii")
-    compressed = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).compress(text)
+    compressed = zstandard.ZstdCompressor(level=level, write_checksum=False).compress(text)
     return _HEADER.pack(MAGIC, FORMAT_VERSION, len(text), zlib.crc32(text)) + compressed
 
 

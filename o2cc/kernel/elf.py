@@ -2,18 +2,15 @@
 """Reads 64-bit little-endian x86-64 ELF files: kernel modules (relocatable) and the kernel itself.
 
 Only what a scan needs, and strict: every offset and index is checked against the file before use, so that a
-truncated or inconsistent file is a `DiagnosticError` (O2C0401, O2C0402) and nothing else. Symbols and
-relocations come as numpy columns, since a module has tens of thousands of them.
+truncated or inconsistent file is a `DiagnosticError` (O2C0401, O2C0402) and nothing else.
 """
 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from o2cc.kernel.errors import BROKEN_ELF, NOT_ELF, failure
 
@@ -42,10 +39,8 @@ R_X86_64_PC64 = 24
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _NOTE = struct.Struct("<III")
-_SYMBOL_TYPE = np.dtype(
-    [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("shndx", "<u2"), ("value", "<u8"), ("size", "<u8")]
-)
-_RELA_TYPE = np.dtype([("offset", "<u8"), ("type", "<u4"), ("symbol", "<u4"), ("addend", "<i8")])
+_SYMBOL = struct.Struct("<IBBHQQ")
+_RELA = struct.Struct("<QIIq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +129,12 @@ class ElfFile:
             raise self._broken("the symbol table names a string table that is not there")
         strings = self.content(self.sections[table.link])
         content = self.content(table)
-        if len(content) % _SYMBOL_TYPE.itemsize:
+        if len(content) % _SYMBOL.size:
             raise self._broken("the symbol table's size is not a multiple of its entries' size")
-        rows = np.frombuffer(content, _SYMBOL_TYPE)
         count = len(self.sections)
         names = [section.name for section in self.sections]
         symbols = []
-        for name, info, _, shndx, value, size in rows.tolist():
+        for name, info, _, shndx, value, size in _SYMBOL.iter_unpack(content):
             if shndx >= count and shndx < SHN_LORESERVE:
                 raise self._broken("a symbol names a section that is not there")
             kind = info & 15
@@ -156,15 +150,13 @@ class ElfFile:
         if table is None:
             return ()
         content = self.content(table)
-        if len(content) % _RELA_TYPE.itemsize:
+        if len(content) % _RELA.size:
             raise self._broken(f"the size of `{table.name}` is not a multiple of its entries' size")
-        rows: npt.NDArray[np.void] = np.frombuffer(content, _RELA_TYPE)
-        if len(rows) and (
-            int(rows["symbol"].max()) >= len(self.symbols) or int(rows["offset"].max()) >= section.size
-        ):
+        rows = sorted(map(Relocation._make, _RELA.iter_unpack(content)), key=itemgetter(0))
+        count = len(self.symbols)
+        if rows and (rows[-1].offset >= section.size or any(row.symbol >= count for row in rows)):
             raise self._broken(f"a relocation in `{table.name}` points outside")
-        rows = rows[np.argsort(rows["offset"], kind="stable")]
-        return tuple(Relocation(*row) for row in rows.tolist())
+        return tuple(rows)
 
     def note(self, owner: bytes, type: int, section_name: str | None = None) -> bytes | None:
         """The description of the first note of that owner and type (``b"GNU"``, 3: the build id)."""

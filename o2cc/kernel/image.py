@@ -26,7 +26,7 @@ _PIECE = 1 << 20
 _LZ4_LEGACY = b"\x02\x21\x4c\x18"
 
 
-def decompress(data: bytes, path: str) -> bytes:
+def decompress(data: bytes | memoryview, path: str) -> bytes:
     """Unpack ``data`` by its magic number; what has none of the known ones comes back as it is.
 
     Trailing bytes after the packed stream are ignored (the kernel appends the size to its payload). Raises
@@ -55,7 +55,7 @@ def decompress(data: bytes, path: str) -> bytes:
         raise failure(
             BROKEN_COMPRESSION, f"the compressed data cannot be unpacked: {problem}", path
         ) from None
-    return data
+    return bytes(data)
 
 
 def kernel_image(data: bytes, path: str) -> bytes:
@@ -71,7 +71,7 @@ def kernel_image(data: bytes, path: str) -> bytes:
             raise failure(
                 NO_KERNEL_IMAGE, "the boot image is truncated: its kernel lies outside the file", path
             )
-        image = decompress(data[start : start + length], path)
+        image = decompress(memoryview(data)[start : start + length], path)
     else:
         image = decompress(data, path)
     if image[:4] != b"\x7fELF":
@@ -79,25 +79,30 @@ def kernel_image(data: bytes, path: str) -> bytes:
     return image
 
 
-def _bounded(unpacker: "lzma.LZMADecompressor | bz2.BZ2Decompressor", data: bytes, path: str) -> bytes:
-    # In pieces, since the unpacker joins what it gives out at once, and holds it twice meanwhile.
+def _bounded(
+    unpacker: "lzma.LZMADecompressor | bz2.BZ2Decompressor", data: bytes | memoryview, path: str
+) -> bytes:
+    # In pieces: what it is given and has not used yet the unpacker copies, and what it gives out it joins.
     result = io.BytesIO()
-    piece = unpacker.decompress(data, _PIECE)
-    while piece and result.tell() < SIZE_LIMIT:
-        result.write(piece)
-        piece = unpacker.decompress(b"", _PIECE) if not unpacker.eof else b""
+    view = memoryview(data)
+    for start in range(0, len(view), _PIECE):
+        result.write(unpacker.decompress(view[start : start + _PIECE], _PIECE))
+        while not (unpacker.needs_input or unpacker.eof) and result.tell() < SIZE_LIMIT:
+            result.write(unpacker.decompress(b"", _PIECE))
+        if unpacker.eof or result.tell() >= SIZE_LIMIT:
+            break
     _require(unpacker.eof, path)
     return result.getvalue()
 
 
-def _bounded_zlib(data: bytes, path: str) -> bytes:
+def _bounded_zlib(data: bytes | memoryview, path: str) -> bytes:
     unpacker = zlib.decompressobj(31)
     result = unpacker.decompress(data, SIZE_LIMIT)
     _require(unpacker.eof, path)
     return result
 
 
-def _zstd(data: bytes, path: str) -> bytes:
+def _zstd(data: bytes | memoryview, path: str) -> bytes:
     # The kernel's build appends the unpacked size; with it the result needs no second copy.
     size = int.from_bytes(data[-4:], "little")
     if size <= SIZE_LIMIT:
@@ -121,7 +126,7 @@ def _zstd(data: bytes, path: str) -> bytes:
     return b"".join(pieces)
 
 
-def _lz4_legacy(data: bytes, path: str) -> bytes:
+def _lz4_legacy(data: bytes | memoryview, path: str) -> bytes:
     """Frames of lz4's legacy format: after the magic, blocks of (size, data), each at most 8 MiB unpacked."""
     result = bytearray()
     position = 4
@@ -141,7 +146,7 @@ def _lz4_legacy(data: bytes, path: str) -> bytes:
     return bytes(result)
 
 
-def _lz4_block(block: bytes, result: bytearray) -> None:
+def _lz4_block(block: bytes | memoryview, result: bytearray) -> None:
     position = 0
     start = len(result)
     while position < len(block):
@@ -168,7 +173,7 @@ def _lz4_block(block: bytes, result: bytearray) -> None:
             result += (pattern * (length // distance + 1))[:length]
 
 
-def _lz4_length(block: bytes, position: int, length: int) -> tuple[int, int]:
+def _lz4_length(block: bytes | memoryview, position: int, length: int) -> tuple[int, int]:
     if length == 15:
         while True:
             more = block[position]

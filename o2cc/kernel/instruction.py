@@ -3,7 +3,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -118,6 +118,23 @@ class Instruction:
     place: StaticAddress | None
     reads_stack_register: int
 
+    def at(self, address: int) -> "Instruction":
+        """The same at another address."""
+        item = Instruction()
+        item.address = address
+        item.length, item.mnemonic, item.flow, item.body = self.length, self.mnemonic, self.flow, self.body
+        item.target, item.symbol, item.operand, item.effect = (
+            self.target,
+            self.symbol,
+            self.operand,
+            self.effect,
+        )
+        item.written, item.write, item.string, item.rep = self.written, self.write, self.string, self.rep
+        item.lock, item.modifies, item.bit_register = self.lock, self.modifies, self.bit_register
+        item.stack_write, item.relocated, item.is_nop = self.stack_write, self.relocated, self.is_nop
+        item.place, item.reads_stack_register = self.place, self.reads_stack_register
+        return item
+
     @property
     def end(self) -> int:
         return self.address + self.length
@@ -143,7 +160,7 @@ class Code:
     """Executable bytes at ``address``, with the linker's fields by address and a way to name addresses.
 
     ``absolute``: the code is linked for its final addresses (the kernel), so a number that lies in the image is
-    an address. ``place_of`` turns an address of the common space into a `StaticAddress`.
+    an address. ``decoded`` has instructions by their bytes, of those that are the same wherever they are.
     """
 
     address: int
@@ -151,6 +168,7 @@ class Code:
     links: Mapping[int, Link]
     link_addresses: Sequence[int]
     absolute: tuple[int, int] | None
+    decoded: dict[bytes, Instruction] = field(default_factory=dict)
 
 
 class Places:

@@ -7,6 +7,8 @@ then it is looked for in ``kernels/RELEASE`` of the cache directory (``$O2C_CACH
 ``~/.cache/o2c``) and in the root file system.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import threading
@@ -14,17 +16,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.files import read_bytes
-from o2cc.kernel.btf import Btf, read_btf
 from o2cc.kernel.description import KernelFacts
 from o2cc.kernel.elf import ElfFile, read_elf
 from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, failure
 from o2cc.kernel.image import MODULE_SUFFIXES, decompress, kernel_image
-from o2cc.kernel.kallsyms import KernelSymbols, read_kallsyms
-from o2cc.kernel.types import kernel_facts
 from o2cc.resources import cache_directory
+
+# What reads BTF and symbols is imported when it is needed: it brings numpy, and finding a kernel takes none of it.
+if TYPE_CHECKING:
+    from o2cc.kernel.btf import Btf
+    from o2cc.kernel.kallsyms import KernelSymbols
 
 _VERSION = re.compile(rb"Linux version ([0-9][^ \0]{0,80}) ")
 
@@ -59,6 +64,8 @@ class Kernel:
     def parts(self) -> KernelParts:
         """What a scan of a module needs; unlike the whole image it is small enough to be kept."""
         elf = self.elf if "image" in self.__dict__ else read_elf(self._unpack(), str(self.path))
+        from o2cc.kernel.kallsyms import read_kallsyms
+
         found = [elf.section_by_name.get(name) for name in (".rodata", ".BTF")]
         rodata, btf = (elf.content(section) if section is not None else b"" for section in found)
         banner = _VERSION.search(rodata) or _VERSION.search(elf.data)
@@ -94,6 +101,8 @@ class Kernel:
     @cached_property
     def btf(self) -> Btf:
         """The kernel's BTF. Raises DiagnosticError O2C0405 if there is none or it is broken."""
+        from o2cc.kernel.btf import read_btf
+
         if not self.parts.btf:
             raise failure(BROKEN_BTF, "this kernel has no BTF", str(self.path))
         return read_btf(self.parts.btf, str(self.path))
@@ -105,6 +114,8 @@ class Kernel:
     @cached_property
     def facts(self) -> KernelFacts:
         """What checks need to know of this kernel."""
+        from o2cc.kernel.types import kernel_facts
+
         return kernel_facts(self.btf, self.symbols, self.build_id)
 
     @property
@@ -116,31 +127,41 @@ class Kernel:
         found = self._module_files.get(name.replace("-", "_"))
         if found is None:
             raise failure(NO_KERNEL, f"the kernel has no module `{name}`", str(self.modules or self.path))
-        return found
+        return Path(found)
 
     def has_module(self, name: str) -> bool:
         return name.replace("-", "_") in self._module_files
 
     @cached_property
-    def _module_files(self) -> dict[str, Path]:
+    def _module_files(self) -> dict[str, str]:
         if self.modules is None:
             return {}
-        return {module_name(path): path for path in module_files(self.modules)}
+        return {_kernel_name(os.path.basename(path)): path for path in _module_paths(self.modules)}
 
 
 def module_files(directory: Path) -> list[Path]:
     """All module files below a directory, in order of their paths."""
-    return sorted(
-        Path(folder, name)
+    return [Path(path) for path in _module_paths(directory)]
+
+
+def _module_paths(directory: Path) -> list[str]:
+    """As `module_files`, in the order of paths: by their parts."""
+    found = [
+        os.path.join(folder, name)
         for folder, _, names in os.walk(directory)
         for name in names
         if name.endswith(MODULE_SUFFIXES)
-    )
+    ]
+    return sorted(found, key=lambda path: path.split(os.sep))
 
 
 def module_name(path: Path) -> str:
     """The module's name as the kernel knows it."""
-    return path.name.partition(".ko")[0].replace("-", "_")
+    return _kernel_name(path.name)
+
+
+def _kernel_name(file: str) -> str:
+    return file.partition(".ko")[0].replace("-", "_")
 
 
 def open_kernel(name: str, release: str | None = None) -> Kernel:

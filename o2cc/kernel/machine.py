@@ -96,6 +96,7 @@ def decode(code: Code, start: int, end: int, places: Places) -> tuple[list[Instr
     links = code.link_addresses
     at = bisect_left(links, start)
     count = len(links)
+    decoded = code.decoded
     result: list[Instruction] = []
     for raw in decoder:
         address = raw.ip
@@ -107,9 +108,21 @@ def decode(code: Code, start: int, end: int, places: Places) -> tuple[list[Instr
         while at < count and links[at] < stop:
             fields.append(links[at])
             at += 1
-        used = info(raw)
-        result.append(_instruction(code, places, decoder, raw, used, address, length, fields))
+        body = data[address - start : stop - start]
+        known = decoded.get(body) if not fields else None
+        if known is not None:
+            result.append(known.at(address))
+            continue
+        item = _instruction(code, places, decoder, raw, info(raw), address, body, fields)
+        result.append(item)
+        if not fields and code.absolute is None and _is_anywhere(item, raw):
+            decoded[body] = item
     return result, None
+
+
+def _is_anywhere(item: Instruction, raw: iced.Instruction) -> bool:
+    """Whether the same bytes mean the same at another address."""
+    return item.target is None and item.symbol is None and not raw.is_ip_rel_memory_operand
 
 
 def _instruction(
@@ -119,12 +132,13 @@ def _instruction(
     raw: iced.Instruction,
     used: iced.InstructionInfo,
     address: int,
-    length: int,
+    body: bytes,
     fields: list[int],
 ) -> Instruction:
     item = Instruction()
     item.address = address
-    item.length = length
+    item.length = length = len(body)
+    item.body = body
     mnemonic = _MNEMONICS[raw.mnemonic]
     item.mnemonic = mnemonic
     item.flow = flow = _FLOWS[raw.flow_control]
@@ -144,9 +158,6 @@ def _instruction(
                 written |= 1 << full
     item.written = written
 
-    offset = address - code.address
-    body = code.content[offset : offset + length]
-    item.body = body
     displacement_link = immediate_link = branch_link = None
     relocated: list[tuple[int, int]] = []
     if fields:

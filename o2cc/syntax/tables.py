@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,7 @@ from lark import Lark
 from lark.grammar import Rule
 from lark.lexer import TerminalDef
 
-from o2cc.diagnostics import DiagnosticError
-from o2cc.files import write_atomic
+from o2cc.files import read_own_file, write_own_file
 from o2cc.resources import cache_directory
 
 _FORMAT = 1
@@ -37,7 +34,7 @@ def cached_parser(text: str, build: Callable[[], Lark], postlex: object) -> Lark
     if path is None:
         return build()
     try:
-        document = json.loads(_own_file(path))
+        document = json.loads(read_own_file(path))
         data, memo = document["data"], {int(key): value for key, value in document["memo"].items()}
         parser = data["parser"]["parser"]
         parser["states"] = {int(state): actions for state, actions in parser["states"].items()}
@@ -58,22 +55,8 @@ def _path(text: str) -> Path | None:
         return None
 
 
-def _own_file(path: Path) -> bytes:
-    """The content of a file that nobody but this user or root can have written.  Raises OSError."""
-    with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise PermissionError("others can write it")
-        return file.read()
-
-
 def _keep(parser: Lark, path: Path) -> None:
     data: dict[str, Any]
     data, memo = parser.memo_serialize([TerminalDef, Rule])
     data["options"].pop("postlex", None)
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"data": data, "memo": memo}, separators=(",", ":")))
-        path.chmod(0o644)
-    except (OSError, DiagnosticError):
-        return  # a cache that cannot be written is none
+    write_own_file(path, json.dumps({"data": data, "memo": memo}, separators=(",", ":")))

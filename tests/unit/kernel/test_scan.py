@@ -167,7 +167,10 @@ def unpacked_package(directory: Path) -> Path:
     return path
 
 
-def test_the_compiler_scans_a_module_that_is_given_as_the_target(tmp_path: Path) -> None:
+def test_the_compiler_scans_a_module_that_is_given_as_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("O2C_CACHE", str(tmp_path / "cache"))
     path = unpacked_package(tmp_path)
     assert find_description("sample", str(path), SourceFile("sample.o2c", "")) == sample(tmp_path)
 
