@@ -122,7 +122,7 @@ class MapState:
 
 
 class TableState:
-    """A table.  Only rows that differ from zero are held, so that long tables cost nothing.
+    """A table.  Only rows that were written are held beside those it begins with, so that long tables cost nothing.
 
     A resizable table is as long as the machine needs it."""
 
@@ -130,19 +130,32 @@ class TableState:
         self.definition = definition
         self._columns = {name: number for number, (name, _) in enumerate(definition.columns)}
         self._masks = tuple((1 << 8 * size) - 1 for _, size in definition.columns)
-        self.rows: dict[int, list[int]] = {number: list(row) for number, row in enumerate(definition.rows)}
+        self._written: dict[int, list[int]] = {}
+
+    @property
+    def rows(self) -> dict[int, tuple[int, ...]]:
+        """The rows that the table begins with, as they are now, and all others that were written, by number."""
+        written = {number: tuple(row) for number, row in self._written.items()}
+        return {**dict(enumerate(self.definition.rows)), **written}
 
     def load(self, index: int, column: str) -> int:
         """A word; 0 out of bounds."""
-        row = self.rows.get(index)
-        return row[self._columns[column]] if row is not None else 0
+        row = self._written.get(index) or self._initial(index)
+        return row[self._columns[column]] if row else 0
 
     def store(self, index: int, column: str, value: int) -> None:
         """Write a word, cut to its column's size; out of bounds nothing happens."""
         if index < self.definition.length or self.definition.resizable:
             number = self._columns[column]
-            row = self.rows.setdefault(index, [0] * len(self._masks))
+            row = self._written.get(index)
+            if row is None:
+                row = self._written[index] = list(self._initial(index) or [0] * len(self._masks))
             row[number] = value & self._masks[number]
+
+    def _initial(self, index: int) -> tuple[int, ...]:
+        """What a row begins with; nothing where that is zeros."""
+        rows = self.definition.rows
+        return rows[index] if 0 <= index < len(rows) else ()
 
 
 @dataclass(frozen=True, slots=True)

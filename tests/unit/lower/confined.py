@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 
 from o2cc.compiler import library_sources, parse_policy
 from o2cc.diagnostics import SourceFile
@@ -17,11 +16,11 @@ from o2cc.kernel.description import Description
 from o2cc.lower.lower import Lowered, lower
 from o2cc.lower.rules import Types, number_types
 from o2cc.policy.checker import check
-from o2cc.policy.library import FileResolver
 from o2cc.policy.model import CheckedPolicy
 from o2cc.simulation.policy_tests import run_tests
 from o2cc.simulation.world import STACK_POINTER, World
 from o2cc.trees.tree import IntegerTree
+from tests.unit.standard_library import standard_library
 
 RELEASE = "6.1.0-57-amd64"
 ARGUMENTS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
@@ -65,7 +64,7 @@ def policy_text(
 @cache
 def _checked(text: str) -> CheckedPolicy:
     parsed = parse_policy(SourceFile("policy.o2c", text))
-    return check(parsed, sctp(), FileResolver(Path()))[0]
+    return check(parsed, sctp(), standard_library())[0]
 
 
 @cache

@@ -13,13 +13,13 @@ from o2cc.kernel import store
 from o2cc.kernel.description import Description
 from o2cc.policy import model
 from o2cc.policy.checker import check
-from o2cc.policy.library import FileResolver
 from o2cc.policy.model import CheckedPolicy
 from o2cc.policy.names import ParsedModule
 from o2cc.report.render import ErrorFormat, render
 from o2cc.resources import resource_directory
 from o2cc.syntax.formatter import format_source
 from o2cc.syntax.parser import parse
+from tests.unit.standard_library import standard_library
 
 EXAMPLES = sorted(resource_directory("examples").glob("*.o2c"))
 PAIRS = [
@@ -34,9 +34,10 @@ def described(path: Path) -> Description:
     return store.load(path)
 
 
+@cache
 def checked(example: Path, description: Path) -> CheckedPolicy:
     source = SourceFile(f"examples/{example.name}", example.read_text(encoding="utf-8"))
-    resolve = FileResolver()
+    resolve = standard_library()
     try:
         policy, _ = check(ParsedModule("", source, parse(source)), described(description), resolve)
     except DiagnosticError as failure:

@@ -22,10 +22,11 @@ from o2cc.resources import resource_directory
 from o2cc.syntax import nodes
 from o2cc.syntax.formatter import format_source
 from o2cc.syntax.parser import parse
+from tests.unit.standard_library import standard_library
 
 from .target import describe
 
-MODULES = sorted(name for name in FileResolver().names() if name.startswith("std."))
+MODULES = sorted(name for name in standard_library().names() if name.startswith("std."))
 STDLIB = resource_directory("stdlib")
 SPAN = Span("<test>", 0, 0)
 
@@ -34,7 +35,7 @@ def everything() -> Context:
     """All modules, for no target."""
     source = SourceFile("<test>", "".join(f"use {name}\n" for name in MODULES))
     collector = Collector()
-    program = load_program(ParsedModule("", source, parse(source)), FileResolver(), collector)
+    program = load_program(ParsedModule("", source, parse(source)), standard_library(), collector)
     collector.raise_if_errors()
     return Context(program, None, collector, Capabilities())
 
@@ -97,14 +98,14 @@ def test_all_calls_of_bundled_targets_are_known() -> None:
     bundled = sorted(resource_directory("descriptions").rglob("*.o2k"))
     assert {path.stem for path in bundled} >= {"sctp", "nf_tables", "cls_route", "ip6_output"}
     for path in bundled:
-        callees = callees_of(store.load(path), MODULES, FileResolver())
+        callees = callees_of(store.load(path), MODULES, standard_library())
         # Clones that the compiler made (`foo.isra.0`) have parameters that nobody knows.
         assert [gate.function for gate in callees.unknown if "." not in gate.function] == [], path.name
         assert callees.total == len(callees.unknown) + sum(callees.known.values()) > 0
 
 
 def test_unknown_calls_are_listed_with_what_is_not_checked() -> None:
-    callees = callees_of(describe(), MODULES, FileResolver())
+    callees = callees_of(describe(), MODULES, standard_library())
     names = {gate.function: gate for gate in callees.unknown}
     assert callees.total == 12
     mystery = names["mystery"]

@@ -20,11 +20,11 @@ from o2cc.driver import compile_policy, find_description
 from o2cc.kernel.description import Description
 from o2cc.options import CompileOptions
 from o2cc.policy.checker import check
-from o2cc.policy.library import FileResolver
 from o2cc.resources import resource_directory
 from o2cc.syntax import nodes as n
 from o2cc.syntax.formatter import format_source
 from o2cc.syntax.parser import grammar, parse
+from tests.unit.standard_library import standard_library
 
 _REFERENCE = Path(__file__).parents[3] / "docs" / "language.md"
 _TEXT = _REFERENCE.read_text(encoding="utf-8")
@@ -94,7 +94,9 @@ def _description(target: str, release: str) -> Description:
 @pytest.mark.parametrize("example", _FOR_TARGETS, ids=str)
 def test_example_for_a_target_is_accepted(example: Example, release: str) -> None:
     assert example.target is not None
-    policy, found = check(parse_policy(example.source), _description(example.target, release), FileResolver())
+    policy, found = check(
+        parse_policy(example.source), _description(example.target, release), standard_library()
+    )
     assert policy.name in ("sctp", "example")
     assert [d.message for d in found if d.severity is Severity.ERROR] == []
 

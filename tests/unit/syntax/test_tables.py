@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,25 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     parser.grammar.cache_clear()
     yield tmp_path / "cache"
     parser.grammar.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with good tables, for tests that spoil them: making them takes half a second."""
+    directory = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("O2C_CACHE", str(directory))
+        parser.grammar.cache_clear()
+        parser.grammar()
+    return directory
+
+
+@pytest.fixture
+def tables(made: Path, own_cache: Path) -> Path:
+    """The file of good tables, in the cache of this test."""
+    shutil.copytree(made, own_cache)
+    parser.grammar.cache_clear()
+    return _tables(own_cache)
 
 
 def _tables(cache: Path) -> Path:
@@ -58,23 +78,18 @@ def test_cached_tables_give_the_same_messages(own_cache: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"data": {}, "memo": {}}', "\0\xff", '{"data": 1, "memo": []}']
 )
-def test_broken_tables_are_made_anew(own_cache: Path, content: str) -> None:
-    parser.grammar()
-    path = _tables(own_cache)
-    path.write_text(content)
+def test_broken_tables_are_made_anew(tables: Path, content: str) -> None:
+    tables.write_text(content)
     _again()
-    assert len(json.loads(path.read_bytes())["data"]["parser"]["parser"]["states"]) > 100
+    assert len(json.loads(tables.read_bytes())["data"]["parser"]["parser"]["states"]) > 100
     parse(SourceFile("x.o2c", "const a = 1\n"))
 
 
-def test_tables_that_others_can_write_are_not_used(own_cache: Path) -> None:
-    parser.grammar()
-    path = _tables(own_cache)
-    document = json.loads(path.read_bytes())
+def test_tables_that_others_can_write_are_not_used(tables: Path) -> None:
+    document = json.loads(tables.read_bytes())
     document["data"]["parser"]["parser"]["states"] = {}
-    path.write_text(json.dumps(document))
-    path.chmod(0o666)
-    parser.grammar.cache_clear()
+    tables.write_text(json.dumps(document))
+    tables.chmod(0o666)
     parse(SourceFile("x.o2c", "const a = 1\n"))
 
 
