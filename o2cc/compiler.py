@@ -23,7 +23,7 @@ from o2cc.bpf.layout import Layout
 from o2cc.diagnostics import Diagnostic, SourceFile, Span
 from o2cc.ir import nodes as ir
 from o2cc.kernel.description import Description
-from o2cc.lower.codes import codes_of
+from o2cc.lower.codes import breakpoints_of, codes_of
 from o2cc.lower.context import Unchecked
 from o2cc.lower.heap import PrivateHeap
 from o2cc.lower.lower import LIBRARY, lower
@@ -233,6 +233,7 @@ def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
             ops_targets=[_ops_targets(compiled, ops) for ops in compiled.ops_targets],
             heap=_heap(compiled),
             codes=codes_of(compiled.description),
+            breakpoints=breakpoints_of(compiled.description),
         )
 
 

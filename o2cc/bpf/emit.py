@@ -8,7 +8,7 @@ loader reads.  docs/object.md describes the result.  The same module gives the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from o2cc.bpf.assembly import Assembler
@@ -60,14 +60,15 @@ def emit_object(
     ops_targets: Sequence[OpsTargetsInfo] = (),
     heap: HeapInfo | None = None,
     codes: Mapping[tuple[str, int], str] | None = None,
+    breakpoints: Collection[tuple[str, int]] = (),
 ) -> ObjectFile:
     """Compiles a module.  ``sources`` gives the text of every source that a span names, ``ops_targets`` what the loader
     must look up in other modules, ``heap`` the private heap that it must ask for, ``codes`` the instructions where probes
-    go, by function and offset.
+    go, by function and offset, ``breakpoints`` the places of probes that the kernel must not make jumps of.
 
     Raises DiagnosticError: O2C0600 to O2C0607.
     """
-    return _emit(module, layout, sources, ops_targets, heap, codes)
+    return _emit(module, layout, sources, ops_targets, heap, codes, breakpoints)
 
 
 def emit_test_object(module: nodes.Module, *, sources: Mapping[str, str]) -> ObjectFile:
@@ -87,6 +88,7 @@ def _emit(
     ops_targets: Sequence[OpsTargetsInfo],
     heap: HeapInfo | None = None,
     codes: Mapping[tuple[str, int], str] | None = None,
+    breakpoints: Collection[tuple[str, int]] = (),
     *,
     as_test: bool = False,
 ) -> ObjectFile:
@@ -116,7 +118,11 @@ def _emit(
     hooks = [HookInfo(hook.name, hook.kind.value, hook.target, hook.name) for hook in module.hooks]
     assembler.add_programs(programs)
     known = codes or {}
-    sites = [replace(site, code=known.get((site.function, site.probe_offset), "")) for site in sites]
+    places = [(site.function, site.probe_offset) for site in sites]
+    sites = [
+        replace(site, code=known.get(place, ""), keep_int3=place in breakpoints)
+        for site, place in zip(sites, places, strict=True)
+    ]
     content = assembler.write(sites, hooks, ops_targets, heap)
     sizes = tuple(assembler.program_sizes)
     return ObjectFile(

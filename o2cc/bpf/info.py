@@ -19,7 +19,7 @@ import zstandard
 from o2cc.diagnostics import DiagnosticError, error
 
 SECTION = ".o2c.info"
-FORMAT = 3
+FORMAT = 4
 _LEVEL = 9
 _MAXIMUM = 256 << 20  # bytes of JSON that a reader accepts
 
@@ -52,7 +52,8 @@ class SiteInfo:
     """A site.  ``cookie`` is the attach cookie of the `shape` layout, else None; ``return_probe``: the program
     is for a probe of the function's return.  ``file`` and ``line`` are the policy's, "" and 0 when unknown.
     ``program`` is "" for a site whose decision another site's program makes: nothing is attached for it, and
-    events may name its number.  ``code``: the instruction at the probe (`o2cc.bpf.code`), "" where it cannot be compared."""
+    events may name its number.  ``code``: the instruction at the probe (`o2cc.bpf.code`), "" where it cannot be compared.
+    ``keep_int3``: the kernel must not make a jump of the probe, since other code enters the bytes that it would take."""
 
     number: int
     function: str
@@ -67,6 +68,7 @@ class SiteInfo:
     line: int
     note: str
     code: str = ""
+    keep_int3: bool = False
 
 
 @dataclass(frozen=True, slots=True)

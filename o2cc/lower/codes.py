@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The instructions where probes go, for the loader to compare with memory."""
+"""The instructions where probes go, for the loader to compare with memory, and the probes that must stay breakpoints."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ def codes_of(description: Description) -> Mapping[tuple[str, int], str]:
                 if probe is not None and probe.offset is not None and not probe.bytes_change:
                     found[function.name, probe.offset] = _code(probe, known.get(probe.offset)).text()
     return found
+
+
+def breakpoints_of(description: Description) -> frozenset[tuple[str, int]]:
+    """The places, by function and offset, where a jump in place of the breakpoint would be jumped into (`Probe.keep_int3`)."""
+    return frozenset(
+        (function.name, probe.offset)
+        for function in description.functions
+        for site in function.sites
+        for probe in (site.probe, site.earlier)
+        if probe is not None and probe.offset is not None and probe.keep_int3
+    )
 
 
 def _code(probe: Probe, site: Site | None) -> Code:

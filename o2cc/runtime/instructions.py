@@ -58,14 +58,23 @@ class Placed:
 def observed(placed: Placed, program: int) -> Site:
     """The site as one at which the program runs and nothing is denied."""
     kind, address, displacement = Kind.OBSERVE, placed.address, 0
+    strict = placed.site.keep_int3
     if placed.site.kind == SiteKind.RETURN:
-        kind, displacement = Kind.RETURN, placed.behind
+        kind, displacement, strict = Kind.RETURN, placed.behind, False
     elif placed.site.kind == SiteKind.ENTRY:
-        kind, address = Kind.ENTRY, placed.address + placed.behind
-    return Site(address, cookie_of(placed.site), program, kind, Action.REPORT, displacement=displacement)
+        kind, address, strict = Kind.ENTRY, placed.address + placed.behind, False
+    return Site(
+        address,
+        cookie_of(placed.site),
+        program,
+        kind,
+        Action.REPORT,
+        displacement=displacement,
+        strict=strict,
+    )
 
 
-def enforced(placed: Placed, program: int, *, strict: bool = False) -> Site:
+def enforced(placed: Placed, program: int) -> Site:
     """The site as one at which a violation is denied.  Raises NotDeniable."""
     site = placed.site
     if site.kind in (SiteKind.RETURN, SiteKind.ENTRY):
@@ -99,7 +108,7 @@ def enforced(placed: Placed, program: int, *, strict: bool = False) -> Site:
         displacement=displacement,
         size=size,
         deny_result=placed.denied_result,
-        strict=strict,
+        strict=site.keep_int3,
         tail=tail,
         line=site.line,
     )

@@ -397,7 +397,9 @@ def _attach_sites(
     optimize: bool,
 ) -> list[state.Failure]:
     failures: list[state.Failure] = []
-    with running_kernel.KprobeOptimizationOff(keep=not optimize):
+    # Nothing but the setting for the whole kernel keeps a probe of perf from becoming a jump.
+    keep = not optimize or any(attachment.site.keep_int3 for attachment in attachments)
+    with running_kernel.KprobeOptimizationOff(keep=keep):
         for done, attachment in enumerate(attachments):
             site = attachment.site
             try:

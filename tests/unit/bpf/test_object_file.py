@@ -210,6 +210,14 @@ def test_a_site_that_another_one_covers_has_no_program_but_is_described(layout: 
     assert described[1].cookie is None
 
 
+@pytest.mark.parametrize("layout", list(Layout))
+def test_the_loader_is_told_which_probes_must_stay_breakpoints(layout: Layout) -> None:
+    """By the place of the probe, which several instructions can share."""
+    breakpoints = {("sctp_rcv.isra.0", 0x8B)}
+    made = emit_object(modules.module(), layout=layout, sources=modules.SOURCES, breakpoints=breakpoints)
+    assert [site.number for site in read(made.data).sites if site.keep_int3] == [2, 3]
+
+
 def test_initial_values_are_in_the_data_sections(built: tuple[Layout, bytes]) -> None:
     elf = elf_of(built[1])
     content = section_named(elf, ".rodata").data()

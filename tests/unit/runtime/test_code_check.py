@@ -10,7 +10,7 @@ import pytest
 
 from o2cc.kernel import store
 from o2cc.kernel.probed_code import Code, parse
-from o2cc.lower.codes import codes_of
+from o2cc.lower.codes import breakpoints_of, codes_of
 from o2cc.runtime.code_check import another_code, changed_places, probed_addresses
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.plan import Attachment
@@ -89,6 +89,11 @@ def test_a_long_list_is_cut() -> None:
     diagnostic = another_code("sctp", [f"f+{at:#x}: 90" for at in range(9)], 20)
     assert diagnostic.code == "O2C0812"
     assert diagnostic.notes[-1] == "and 4 more"
+
+
+def test_probes_that_must_stay_breakpoints_are_known_by_their_place() -> None:
+    (path,) = store.bundled("sctp", "6.1.0-57-amd64")
+    assert breakpoints_of(store.load(path)) == {("sctp_v4_copy_ip_options", 110)}
 
 
 def test_every_probe_of_a_description_has_its_code() -> None:

@@ -21,6 +21,16 @@ def placed(code: str, kind: str = "store", *, height: int = 8, **changes: Any) -
     )
 
 
+def test_a_probe_that_must_stay_a_breakpoint_is_strict() -> None:
+    """Catches a jump in place of a breakpoint into the middle of which other code jumps: the kernel would run its bytes."""
+    for keep in (False, True):
+        made = placed("48895618", keep_int3=keep)
+        assert enforced(made, 4).strict is keep
+        assert observed(made, 4).strict is keep
+    entry = placed("48895618", "entry", keep_int3=True)
+    assert not observed(entry, 4).strict  # through ftrace, which takes no breakpoint
+
+
 @pytest.mark.parametrize(
     ("code", "kind", "size", "operand"),
     [
