@@ -46,7 +46,7 @@ def phase(
     one = only(name)
     if phase is not None:
         if phase == "final" and not force:
-            require_no_old_objects(lambda: gather(one).denied_when_final, wait)
+            require_no_old_objects(lambda: gather(one), wait)
         set_phase(one, phase)
     now = gather(one)
     if json_form:

@@ -20,7 +20,7 @@ from o2cc.diagnostics import DiagnosticError, error
 from o2cc.runtime import state, tables
 
 if TYPE_CHECKING:
-    from o2cc.runtime.status import UntrackedObject
+    from o2cc.runtime.status import Status, UntrackedObject
 
 INERT, TRANSITION, FINAL = 0, 1, 2
 NUMBERS: Mapping[str, int] = {"transition": TRANSITION, "final": FINAL}
@@ -30,12 +30,14 @@ _STILL_TO_COME = 2**63
 _SECOND = 1e9
 _SHOWN = 5  # objects in a refusal
 _LOOK_EVERY = 0.5  # seconds
+_QUIET = 60.0
+"""Quiet time in seconds where the policy has none: twice SCTP's heartbeat interval (net/sctp/protocol.c)."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """The phase that counts at one moment.  Times in seconds: ``touched``: since the last touch of an untracked object
-    (None: there was none); ``quiet``, ``at_most``: the policy's limits (None: it has none); ``quiet_left``, ``left``:
+    """The phase that counts at one moment.  Times in seconds: ``touched``: since the last touch of an object from
+    before loading (None: there was none); ``quiet``, ``at_most``: the policy's limits (None: it has none); ``quiet_left``, ``left``:
     until they end the transition.  ``ended``: by itself, and no check has met that yet."""
 
     number: int
@@ -74,8 +76,16 @@ def phase_of(words: Mapping[str, int], now: int) -> Phase:
     )
 
 
+def settling(phase: Phase, newest: float | None) -> float:
+    """Seconds until the audition has met no new object for the quiet time of the transition, 0 when it has not; ``newest``:
+    seconds since it accepted one.  What one accepted object belongs to has others, which may only be touched by a timer."""
+    if phase.number != TRANSITION or newest is None:
+        return 0.0
+    return max(0.0, (_QUIET if phase.quiet is None else phase.quiet) - newest)
+
+
 def reason(phase: Phase, objects: int) -> str:
-    """Why the phase is what it is, and what would change it.  ``objects``: untracked ones that were touched and live."""
+    """Why the phase is what it is, and what would change it.  ``objects``: those from before loading that were touched and live."""
     if phase.ended:
         over = (
             f"no object from before loading was touched for {phase.quiet:.0f} s"
@@ -117,30 +127,46 @@ def set_phase(name: str, phase: str) -> None:
         live.set("globals", 0, "phase", NUMBERS[phase])
 
 
-def require_no_old_objects(in_use: Callable[[], Sequence[UntrackedObject]], patience: float) -> None:
-    """Wait, for at most ``patience`` seconds, until nothing is in use that the final phase would deny access to.
+def require_no_old_objects(look: Callable[[], Status], patience: float) -> None:
+    """Wait, for at most ``patience`` seconds, until nothing is in use that the final phase would deny access to, and until
+    an audition meets no new objects.
 
-    ``in_use`` looks what that is now.  Raises DiagnosticError (O2C0844) when something still is.
+    ``look`` looks how things are now.  Raises DiagnosticError (O2C0844) when something still is in use.
     """
     end = time.monotonic() + patience
-    while objects := in_use():
+    while (now := look()).denied_when_final or now.settling:
         if time.monotonic() >= end:
-            count = len(objects)
-            latest = sorted(objects, key=lambda item: item.last_seen)[:_SHOWN]
-            raise DiagnosticError(
-                error(
-                    "O2C0844",
-                    f"{count} object{'s' if count > 1 else ''} from before loading in use: "
-                    "access would be denied from now on",
-                    notes=tuple(
-                        f"touched {item.last_seen:.0f} s ago, {item.count} times since loading, first by {item.place}"
-                        for item in latest
-                    ),
-                    help="end what uses them (connections, sockets) and wait for it with `--wait SECONDS`; "
-                    "or deny access to them: `--force`",
-                )
-            )
+            raise _in_use(now.denied_when_final) if now.denied_when_final else _still_met(now)
         time.sleep(_LOOK_EVERY)
+
+
+def _in_use(objects: Sequence[UntrackedObject]) -> DiagnosticError:
+    count = len(objects)
+    latest = sorted(objects, key=lambda item: item.last_seen)[:_SHOWN]
+    return DiagnosticError(
+        error(
+            "O2C0844",
+            f"{count} object{'s' if count > 1 else ''} from before loading in use: access would be denied from now on",
+            notes=tuple(
+                f"touched {item.last_seen:.0f} s ago, {item.count} times since loading, first by {item.place}"
+                for item in latest
+            ),
+            help="end what uses them (connections, sockets) and wait for it with `--wait SECONDS`; "
+            "or deny access to them: `--force`",
+        )
+    )
+
+
+def _still_met(now: Status) -> DiagnosticError:
+    return DiagnosticError(
+        error(
+            "O2C0844",
+            "the audition still meets objects from before loading: access to others would be denied from now on",
+            notes=(f"{now.accepted} are accepted and stay writable, the last one was met a short time ago",),
+            help=f"if no other is met, `final` is possible in {now.settling:.0f} s: `--wait {now.settling + 1:.0f}`; "
+            "or deny access to others: `--force`",
+        )
+    )
 
 
 def hold(info: ObjectInfo, maps: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -98,6 +99,10 @@ class Status:
     lost_tracking: int
     untracked: tuple[UntrackedObject, ...]
     tracked_objects: int
+    accepted: int = 0  # objects from before loading that the audition accepted, and that are alive
+    settling: float = (
+        0.0  # seconds until no such object was accepted for as long as the quiet time of the transition
+    )
     problems: tuple[str, ...] = ()
     unenforced: bool = False  # loaded to prevent violations, and o2c.ko does not have it
     covered: int = 0  # sites that the check of another decides
@@ -160,6 +165,7 @@ def gather(name: str) -> Status:
             stray = sum(row["count"] for row in live.rows("o2c_stray_cookies"))
         objects = _untracked(info, directory / "maps")
         tracked = _entries(info, directory / "maps", "objects")
+        accepted = _accepted(info, directory / "maps")
         links = [link for link in (directory / "links").iterdir() if link.name.isdigit()]
         missed = _missed_of_links(links)
     except OSError as problem:
@@ -185,7 +191,7 @@ def gather(name: str) -> Status:
         target=info.identity.get("target", ""),
         release=info.identity.get("release", ""),
         phase=phase.name,
-        phase_reason=phases.reason(phase, len(objects)).replace("NAME", name),
+        phase_reason=phases.reason(phase, len(objects) + len(accepted)).replace("NAME", name),
         enforced=saved.enforced and denying is not None,
         degraded=saved.degraded,
         loaded_for=max(0.0, time.time() - saved.loaded_at),
@@ -201,6 +207,8 @@ def gather(name: str) -> Status:
         lost_tracking=words.get("lost_tracking", 0),
         untracked=objects,
         tracked_objects=tracked,
+        accepted=len(accepted),
+        settling=phases.settling(phase, min(accepted, default=None)) if saved.enforced else 0.0,
         problems=tuple(problems),
         unenforced=saved.enforced and denying is None,
         covered=sum(not site.program for site in info.sites),
@@ -303,6 +311,26 @@ def _untracked(info: ObjectInfo, maps: Path) -> tuple[UntrackedObject, ...]:
     return tuple(found)
 
 
+def _accepted(info: ObjectInfo, maps: Path) -> tuple[float, ...]:
+    """Ages in seconds of the verdicts on old objects that the audition accepted, and that are alive."""
+    layout = _map(info, "objects")
+    if layout is None or _map(info, "auditions") is None:
+        return ()
+    since = 8 * layout.fields.index("since")
+    now = time.monotonic_ns()
+    found = []
+    with ExitStack() as stack:
+        auditions, objects = (kernel_calls.get_pinned(maps / name) for name in ("auditions", "objects"))
+        stack.callback(os.close, auditions)
+        stack.callback(os.close, objects)
+        for key in list(libbpf.keys(auditions, 8)):
+            value = libbpf.lookup(objects, key, 8 * len(layout.fields))
+            if value is not None:
+                met = int.from_bytes(value[since : since + 8], "little")
+                found.append(max(0.0, (now - met) / 1e9))
+    return tuple(found)
+
+
 # --- telling ----------------------------------------------------------------------------------------------
 
 
@@ -336,6 +364,8 @@ def lines(status: Status, *, every: bool = False) -> Iterator[str]:
     sites = _count(status.sites, "site")
     yield f"  attached    {status.attached} of {sites}{denying}{covered}; {_count(status.hooks, 'hook')}"
     yield f"  tracked     {_count(status.tracked_objects, 'object')}"
+    if status.accepted:
+        yield f"  auditioned  {_count(status.accepted, 'object')} from before loading accepted by the tree, and alive"
     if status.heap is not None:
         yield f"  heap        {_heap(status.heap)}"
     yield f"  missed      {_missed(status.missed)}"

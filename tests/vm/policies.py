@@ -134,8 +134,7 @@ def sctp_audition_text() -> str:
     """The SCTP policy, whose tree judges old objects, with time for a slow machine and `on violation deny`."""
     text = SCTP_POLICY.read_text(encoding="utf-8")
     assert text.count(_REPORT) == 1
-    limits = f"transition {{ until quiescent for {SCTP_QUIET} s, at most 900 s }}"
-    text, found = re.subn(r"transition \{.*\}", limits, text)
+    text, found = re.subn(r"(transition \{ until quiescent), at most .*\}", r"\1, at most 900 s }", text)
     assert found == 1
     return text.replace(_REPORT, _DENY)
 

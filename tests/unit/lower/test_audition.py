@@ -22,6 +22,7 @@ from tests.unit.lower.confined import (
 
 # The first word of an object says what it is.
 OWN_WORD, SOCK_WORD, FOREIGN_WORD, DOUBTFUL_WORD, UNBOUND_WORD = 1, 2, 3, 4, 5
+LIKELY_SOCK_WORD, LIKELY_OWN_WORD = 6, 7
 
 _LEAVES = {
     OWN_WORD: Leaf(0, 1.0, 0.999, 100),
@@ -29,6 +30,8 @@ _LEAVES = {
     FOREIGN_WORD: Leaf(2, 1.0, 0.999, 100),
     DOUBTFUL_WORD: Leaf(0, 0.95, 0.9, 100),
     UNBOUND_WORD: Leaf(2, 1.0, None, 100),
+    LIKELY_SOCK_WORD: Leaf(1, 1.0, 0.9, 100),
+    LIKELY_OWN_WORD: Leaf(0, 1.0, 0.9, 100),
 }
 
 
@@ -106,6 +109,62 @@ def test_an_accepted_type_opens_granted_fields_only() -> None:
     sk = _older(kernel, SOCK_WORD)
     assert kernel.store(sk + offset_of("sock", "sk_err"), 4) == "allow"
     assert kernel.store(sk + offset_of("sock", "sk_prot_creator")) == "deny"
+
+
+@pytest.mark.parametrize("moments", ["access", "access, free"])
+def test_a_type_without_a_bound_opens_its_fields_and_refuses_no_others(moments: str) -> None:
+    """Catches a refusal because the tree, which is not sure enough to refuse, took the object for one of another type; and a
+    type that outlives its object."""
+    kernel = _kernel(moments=moments)
+    granted, other = offset_of("sock", "sk_err"), offset_of("sock", "sk_prot_creator")
+    sock, chunk = kernel.types.mask("sock"), kernel.types.mask("sk_buff")
+    sk = _older(kernel, LIKELY_SOCK_WORD)
+    assert kernel.store(sk + granted, 4) == "allow"
+    assert kernel.store(sk + other) == "uncertain"
+    assert kernel.call("is_granted", sk, sock, 0, 0)
+    assert kernel.call("fits_type", sk, chunk), "nothing certain says otherwise"
+    kernel.phase(FINAL)
+    assert kernel.store(sk + granted, 4) == "allow"
+    assert kernel.store(sk + other) == "deny", "as any other object of which nothing is certain"
+    kernel.hook("o2c_kfree", 0, sk)
+    assert kernel.store(sk + granted, 4) == "deny"
+
+
+def test_a_certain_type_refuses_what_asks_for_another() -> None:
+    kernel = _kernel()
+    sk = _older(kernel, SOCK_WORD)
+    assert kernel.store(sk + offset_of("sock", "sk_err"), 4) == "allow"
+    assert not kernel.call("fits_type", sk, kernel.types.mask("sk_buff"))
+
+
+def test_what_is_accepted_without_a_bound_is_own() -> None:
+    """Accepting asks for the confidence only."""
+    kernel = _kernel()
+    p = _older(kernel, LIKELY_OWN_WORD)
+    assert [kernel.store(p + at) for at in (0, 8, 2040)] == ["allow"] * 3
+    kernel.phase(FINAL)
+    assert kernel.store(p + 8) == "allow"
+
+
+@pytest.mark.parametrize(
+    ("pauses", "verdict"), [((4, 4, 4), "allow"), ((4, 4, 6), "deny"), ((4, 4, 4, 4, 4, 4), "deny")]
+)
+def test_the_use_of_an_accepted_object_prolongs_the_transition(pauses: tuple[int, ...], verdict: str) -> None:
+    """Catches a transition that ends as soon as the tree knows the objects that are in use all the time: those of the
+    same connections that only a timer touches are denied then."""
+    rules = RULES.replace("ACCEPT", "").replace("MOMENTS", "access")
+    kernel = confined(
+        rules.replace("until quiescent, at most 60 s", "until quiescent for 5 s, at most 20 s"), _tree()
+    )
+    kernel.store(USER)
+    kernel.phase(TRANSITION)
+    used, rarely_used = (_older(kernel, OWN_WORD) for _ in range(2))
+    assert kernel.store(used + 8) == "allow"
+    for seconds in pauses:
+        kernel.world.machine.now += seconds * 10**9 - 2 * SECOND  # a store takes two seconds
+        assert kernel.store(used + 8) == "allow", "known, in every phase"
+    kernel.world.machine.now -= 2 * SECOND
+    assert kernel.store(rarely_used + 8) == verdict
 
 
 def test_a_foreign_object_is_denied_where_the_leaf_is_certain() -> None:

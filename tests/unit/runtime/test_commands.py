@@ -136,17 +136,19 @@ def test_doctor_prints_every_finding(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def _in_transition(
-    monkeypatch: pytest.MonkeyPatch, touched: list[int], *, enforced: bool = True
+    monkeypatch: pytest.MonkeyPatch, touched: list[int], *, enforced: bool = True, settling: float = 0
 ) -> list[str]:
-    """A compartment in its transition, with so many objects from before loading at one look after the other; the switches
-    that were made."""
+    """A compartment in its transition, with so many objects from before loading at one look after the other, and an
+    audition that is settled in so many seconds; the switches that were made."""
     switched: list[str] = []
 
     def gather(name: str) -> Status:
         count = touched.pop(0) if len(touched) > 1 else touched[0]
         old = tuple(UntrackedObject(0x1000 + i, 0x2000, 9.0, 1.0, 5, "f+0x2") for i in range(count))
         phase = switched[-1] if switched else "transition"
-        return replace(STATUS, phase=phase, enforced=enforced, untracked=old)
+        return replace(
+            STATUS, phase=phase, enforced=enforced, untracked=old, accepted=bool(settling), settling=settling
+        )
 
     monkeypatch.setattr(phase_command, "only", lambda name: name)
     monkeypatch.setattr(phase_command, "gather", gather)
@@ -163,6 +165,19 @@ def test_the_final_phase_is_refused_while_old_objects_are_in_use(
     assert "error[O2C0844]: 7 objects from before loading in use" in told
     assert told.count("touched 1 s ago, 5 times since loading, first by f+0x2") == 5
     assert switched == []
+
+
+def test_the_final_phase_is_refused_while_the_audition_meets_new_objects(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    switched = _in_transition(monkeypatch, [0], settling=41.2)
+    assert call("phase", "made", "final") == EXIT_ERRORS
+    told = capsys.readouterr().err
+    assert "error[O2C0844]: the audition still meets objects" in told
+    assert "`--wait 42`" in told
+    assert switched == []
+    assert call("phase", "made", "final", "--force") == EXIT_CLEAN
+    assert switched == ["final"]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,7 @@ def test_a_quiet_compartment_is_six_lines() -> None:
     [
         ({"unenforced": True}, "sctp in 6.1.0; NOTHING IS ENFORCED"),
         ({"enforced": True, "denying": 2}, "2 of 3 sites, 2 of them deny"),
+        ({"accepted": 3}, "auditioned  3 objects from before loading accepted by the tree, and alive"),
         ({"covered": 9}, "2 of 3 sites, which decide 9 more; 1 hook"),
         ({"degraded": "report"}, "weakened by --degrade report"),
         ({"lost_events": 3}, "3 events: the event buffer was full"),
