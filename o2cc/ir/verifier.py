@@ -427,10 +427,7 @@ class _Verifier:
         sites = self._module.sites
         sound = {check.name for check in self._module.checks if id(check) in known}
         old = {id(site) for site in self._valid.sites} if self._valid is not None else set()
-        reads = {
-            check.name: frozenset(i.name for i in instructions(check) if isinstance(i, ir.Parameter))
-            for check in self._module.checks
-        }
+        reads: dict[str, frozenset[str]] = {}
         if len({site.number for site in sites}) < len(sites):
             self._equal_numbers()
         leaders = {site.number for site in sites if site.covered_by is None}
@@ -449,8 +446,10 @@ class _Verifier:
                     "O2C0507", f"{_place(site)} gives a parameter that does not fit 64 bits", site.span
                 )
             wanted = reads.get(site.check)
+            if wanted is None and site.check in self._checks:
+                wanted = reads[site.check] = _parameters_read(self._checks[site.check])
             if wanted is None:
-                near = did_you_mean(site.check, reads)
+                near = did_you_mean(site.check, self._checks)
                 message = f"{_place(site)}: there is no check `{site.check}`"
                 self._plain("O2C0503", message, site.span, near)
             elif not wanted <= given.keys():
@@ -464,6 +463,10 @@ class _Verifier:
             if site.number in numbers:
                 self._plain("O2C0502", f"two sites have the number {site.number}", site.span)
             numbers.add(site.number)
+
+
+def _parameters_read(check: ir.Check) -> frozenset[str]:
+    return frozenset(i.name for i in instructions(check) if isinstance(i, ir.Parameter))
 
 
 def _place(site: ir.Site) -> str:

@@ -177,9 +177,12 @@ def successors(terminator: Terminator) -> tuple[str, ...]:
 def map_targets(terminator: Terminator, change: Callable[[str], str]) -> Terminator:
     """The same terminator with its target blocks renamed."""
     if isinstance(terminator, Branch):
-        return replace(terminator, if_true=change(terminator.if_true), if_false=change(terminator.if_false))
+        if_true, if_false = change(terminator.if_true), change(terminator.if_false)
+        same = if_true == terminator.if_true and if_false == terminator.if_false
+        return terminator if same else replace(terminator, if_true=if_true, if_false=if_false)
     if isinstance(terminator, Jump):
-        return replace(terminator, target=change(terminator.target))
+        target = change(terminator.target)
+        return terminator if target == terminator.target else replace(terminator, target=target)
     return terminator
 
 

@@ -94,6 +94,8 @@ class _Folder:
     def _without_known(self, block: ir.Block) -> ir.Block:
         pairs = zip(block.instructions, block_spans(block), strict=True)
         kept = [(i, span) for i, span in pairs if result(i) is None or defined(i) not in self._known]
+        if len(kept) == len(block.instructions):
+            return block
         spans = tuple(span for _, span in kept) if block.spans else ()
         return replace(block, instructions=tuple(i for i, _ in kept), spans=spans)
 
@@ -105,6 +107,8 @@ class _Folder:
     def _block(self, block: ir.Block) -> ir.Block:
         changed = tuple(self._instruction(i) for i in block.instructions)
         end = self._end(map_operands(block.terminator, self._operand))
+        if changed == block.instructions and end == block.terminator:
+            return block  # comparing it with itself again takes no time
         return replace(block, instructions=changed, terminator=end)
 
     def _instruction(self, instruction: ir.Instruction) -> ir.Instruction:

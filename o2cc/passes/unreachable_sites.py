@@ -30,6 +30,8 @@ class DischargeUnreachable(Pass):
             owner = index.owner(function)
             if owner not in dead:
                 dead[owner] = index.unreachable(owner)
+            if not dead[owner]:
+                return None
             for block in function.blocks:
                 if block.start <= place.offset < block.end and (function.name, block.start) in dead[owner]:
                     return Proof("no entry of the function leads to this block", (KEPT_FLOW,))

@@ -24,8 +24,13 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
     """State of a build, and the lower half of the grammar."""
 
     def __init__(self, source: SourceFile) -> None:
-        super().__init__()
+        super().__init__(visit_tokens=False)
         self.source = source
+        # lark makes a wrapper each time that a rule's method is looked up, which takes longer than most of the methods.
+        for name in dir(self):
+            method = None if name.startswith("_") else getattr(self, name)
+            if hasattr(method, "visit_wrapper"):
+                setattr(self, name, method)
         self.problems = Collector()
         # Depth of expression nodes by identity; the nodes live as long as this builder does.
         self._depth: dict[int, int] = {}
