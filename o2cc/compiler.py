@@ -130,6 +130,17 @@ def tree_path_of(parsed: ParsedModule) -> str | None:
     return None
 
 
+def _confined(description: Description, policy: CheckedPolicy) -> Description:
+    """The description without functions that are not the compartment's code: those are the kernel's."""
+    members = frozenset(policy.code.functions)
+    functions = tuple(f for f in description.functions if (f.parent or f.name) in members)
+    return (
+        description
+        if len(functions) == len(description.functions)
+        else replace(description, functions=functions)
+    )
+
+
 def compile_module(
     parsed: ParsedModule, description: Description, resolve: Resolver, options: Options, watch: Stopwatch
 ) -> Compiled:
@@ -138,6 +149,7 @@ def compile_module(
         policy, warnings = check(parsed, description, resolve)
         if options.degrade is not None:
             policy = degraded(policy, options.degrade)
+        description = _confined(description, policy)
     with watch.stage("lower"):
         library = library_sources()
         lowered = lower(policy, description, library, options.tree)

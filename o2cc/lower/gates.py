@@ -37,6 +37,7 @@ FLAG_HELD = 2
 FLAG_TYPED = 4
 LENT = "lent"  # variable of an entry's check
 FLAG_LENT = 16  # a part of an object may be lent, for as long as the entry runs
+FLAG_PER_CPU = 32  # what alloc_percpu gave
 
 AfterEffect = model.Allocates | model.Gives
 
@@ -323,7 +324,9 @@ def _told_anew(gate: model.Gate, effect: AfterEffect) -> bool:
 
 def _emit_effect(expressions: Expressions, effect: AfterEffect, function: str) -> None:
     if isinstance(effect, model.Gives):
-        emit_gain(expressions, effect, function=function)
+        emit_gain(
+            expressions, effect, function=function, part=isinstance(effect.pointer, model.ArgumentValue)
+        )
         return
     pointer = expressions.value(effect.pointer)
     length = expressions.value(effect.length) if effect.length is not None else ir.Constant(0)
@@ -357,11 +360,13 @@ class Piece:
     types: int
 
 
-def _pieces(expressions: Expressions, effect: model.Gives | model.Lends | model.Takes) -> list[Piece]:
-    """The object of an effect first, then what belongs to it."""
+def _pieces(
+    expressions: Expressions, effect: model.Gives | model.Lends | model.Takes, *, part: bool = False
+) -> list[Piece]:
+    """The object of an effect first, then what belongs to it.  ``part``: it may lie inside an object."""
     code = expressions.code
     address = expressions.value(effect.pointer)
-    lent = FLAG_LENT if isinstance(effect, model.Lends) else 0
+    lent = FLAG_LENT if part or isinstance(effect, model.Lends) else 0
     if effect.capability is None:
         length = expressions.value(effect.length) if effect.length is not None else ir.Constant(0)
         return [Piece(address, length, FLAG_HELD | lent, 0)]
@@ -371,13 +376,14 @@ def _pieces(expressions: Expressions, effect: model.Gives | model.Lends | model.
     mask = expressions.types.mask(capability.struct)
     covered = any(_is_object(part.start) for part in capability.ranges)
     flags = FLAG_TYPED | (FLAG_HELD if covered else 0)
-    pieces = [Piece(address, _struct_size(expressions, capability.struct), flags, mask)]
+    pieces = [Piece(address, _struct_size(expressions, capability.struct), flags | lent, mask)]
     inner = expressions.at(address)
-    for part in capability.ranges:
-        if not _is_object(part.start):
-            start = inner.value(part.start)
-            length = code.binary(ir.BinaryOperator.SUB, inner.value(part.end), start)
-            pieces.append(Piece(start, length, FLAG_HELD | lent, 0))
+    for area in capability.ranges:
+        if not _is_object(area.start):
+            start = inner.value(area.start)
+            length = code.binary(ir.BinaryOperator.SUB, inner.value(area.end), start)
+            per_cpu = FLAG_PER_CPU if area.per_cpu else 0
+            pieces.append(Piece(start, length, FLAG_HELD | lent | per_cpu, 0))
     return pieces
 
 
@@ -386,11 +392,13 @@ def emit_gain(
     effect: model.Gives | model.Lends,
     first_bit: int | None = None,
     function: str = "gain",
+    *,
+    part: bool = False,
 ) -> None:
     """The compartment gains a capability, by ``gain`` or ``renew``.  With ``first_bit`` each piece that was not held before sets a bit of the
-    variable LENT, from that bit on."""
+    variable LENT, from that bit on.  ``part``: the object may lie inside another one, and ends when it is taken."""
     code = expressions.code
-    for index, piece in enumerate(_pieces(expressions, effect)):
+    for index, piece in enumerate(_pieces(expressions, effect, part=part)):
         gained = code.call(function, piece.start, piece.length, piece.flags, piece.types)
         if first_bit is not None:
             fresh = code.binary(ir.BinaryOperator.EQ, gained, 1)

@@ -12,6 +12,7 @@ from o2cc.passes.sites import KEPT_FLOW, KEPT_STACK, Proof, discharge, is_plain
 
 # Bytes that a frame may have at most; the build warns of larger ones (CONFIG_FRAME_WARN=2048, Debian 6.1 and 6.12).
 FRAME_LIMIT = 2048
+_REGISTER_ARGUMENTS = 6  # what comes after them is on the stack
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ def _prove(target: Description, function: Function, place: Site) -> Proof | None
     if written is None:
         return None
     start, end = written
+    arguments = _stack_arguments(target, function)
+    if 8 <= start and end <= 8 + arguments:
+        return Proof(
+            f"writes within [{start}, {end}) of the function's {arguments} bytes of arguments on the stack, which are its own "
+            "(0 is the slot of the return address)",
+            (KEPT_FLOW, KEPT_STACK),
+        )
     lowest = _lowest(place)
     highest = saved_floor(target, function)
     if not lowest <= start or not end <= highest:
@@ -76,6 +84,17 @@ def _lowest(place: Site) -> int:
     operand = place.operand
     below = operand is not None and operand.base == "rsp" and operand.displacement < 0
     return 0 if below else -FRAME_LIMIT
+
+
+def _stack_arguments(target: Description, function: Function) -> int:
+    """Bytes above the return address that hold arguments: the called function may change them (System V ABI for x86-64,
+    3.2.3).  0 where a pointer may lead to the function: who calls it so may have passed less."""
+    prototype = target.types.prototype_by_name.get(function.name)
+    if prototype is None or prototype.variadic or function.address_taken or function.parent is not None:
+        return 0
+    if any(parameter.type.kind in ("struct", "union") for parameter in prototype.parameters):
+        return 0  # passed in registers or not, as its size and members say
+    return 8 * max(0, len(prototype.parameters) - _REGISTER_ARGUMENTS)
 
 
 def saved_floor(target: Description, function: Function) -> int:

@@ -126,7 +126,9 @@ class CallDecider:
         """Tell which functions that pointers may lead to are dangerous."""
         found = members_of_sets(self.context, self.target, "dangerous", targets)
         self.dangerous.update(found)
-        self._report_dangerous({name: Mention(targets[name], Exactness.NAME) for name in found})
+        self._report_dangerous(
+            {name: Mention(targets[name], Exactness.NAME) for name in found if name in targets}
+        )
 
     def _report_unknown(self, resolved: Resolved) -> None:
         for name, span in resolved.unknown.items():

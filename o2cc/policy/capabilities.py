@@ -150,7 +150,8 @@ def _ranges(context: Context, scope: Scope, node: nodes.CapsDef) -> tuple[Capabi
                 )
             )
             continue
-        ranges.append(CapabilityRange(place.pointer, add(place.pointer, length, item.span), item.span))
+        end = add(place.pointer, length, item.span)
+        ranges.append(CapabilityRange(place.pointer, end, item.span, item.per_cpu))
     if len(ranges) > MAX_RANGES:
         context.collector.add(
             error(

@@ -41,6 +41,7 @@ from o2cc.syntax import nodes
 
 # kmalloc(0) gives 16 (ZERO_SIZE_PTR, include/linux/slab.h), which kfree ignores like null.
 _ZERO_SIZE_POINTER = 16
+_POINTER_ALIGNMENT = 8  # of objects that words with flags point to
 
 
 _Passing = nodes.Gives | nodes.Takes | nodes.Lends | nodes.Transfer
@@ -214,7 +215,8 @@ class ClauseChecker:
             return None
         self._speak(found.pointer)
         name, length = (None, found.length) if capability is None else (capability.name, None)
-        effect = kind(found.pointer, name, length, clause.span, condition)
+        pointer = found.pointer if capability is None else _without_flags(found.pointer)
+        effect = kind(pointer, name, length, clause.span, condition)
         self.done.effects.append(effect)
         return effect, capability
 
@@ -327,6 +329,14 @@ class ClauseChecker:
     def _no_meaning(self, clause: nodes.Clause, where: str) -> None:
         word = _WORDS.get(type(clause), "this clause")
         self.context.collector.add(error("O2C0308", f"`{word}` has no meaning for {where}", clause.span))
+
+
+def _without_flags(pointer: Expr) -> Expr:
+    """The pointer in a field that BTF calls a number: flags are in its low bits (`_skb_refdst`, include/linux/skbuff.h)."""
+    if not isinstance(pointer, model.LoadField) or pointer.type.kind is TypeKind.POINTER:
+        return pointer
+    mask = constant(~(_POINTER_ALIGNMENT - 1) & (1 << 64) - 1, pointer.span)
+    return model.BinaryExpr(BinaryOperation.BIT_AND, pointer, mask, pointer.type, pointer.span)
 
 
 _GATE_ONLY = (

@@ -20,11 +20,12 @@ from o2cc.syntax.nodes.words import Right as Right
 @dataclass(frozen=True, slots=True)
 class CapabilityRange:
     """``[start, end)`` as addresses; both may read the object, which is ``ArgumentValue(0)``.  A range that starts at
-    null (a buffer that is not there) is empty."""
+    null (a buffer that is not there) is empty.  ``per_cpu``: the addresses are what alloc_percpu gave."""
 
     start: Expr
     end: Expr
     span: Span
+    per_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

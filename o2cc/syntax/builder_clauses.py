@@ -190,6 +190,9 @@ class ClauseBuilder(ExpressionBuilder):
     def cap_item(self, meta: Meta, children: Children) -> n.CapItem:
         return n.CapItem(self._span(meta), children[0], first_of(children, n.QualifiedName))
 
+    def percpu_item(self, meta: Meta, children: Children) -> n.CapItem:
+        return n.CapItem(self._span(meta), children[0], None, per_cpu=True)
+
     def caps_def(self, meta: Meta, children: Children) -> n.CapsDef:
         parameters = children[1]
         if len(parameters.parameters) != 1 or parameters.variadic:

@@ -25,12 +25,18 @@ from scripts.fetch_kernels import Kernel
 from tests.vm.kbuild import PROJECT, modules_dir
 
 EXAMPLES = ("cls_route", "nf_tables", "ip6_output")
-_BUILT_IN = {"ip6_output": ("ip6_*",)}
+_BUILT_IN = {"ip6_output": ("ip6_*", "__ip6_append_data*", "__ip6_make_skb*", "__ip6_flush_pending_frames*")}
 
 
 def guest_object(name: str) -> Path:
-    """In the guest: the object of an example, for the running kernel."""
-    return _object(Path(os.environ["O2C_MODULES"]) / os.uname().release, name)
+    """In the guest: the object of an example, for the running kernel.  Raises RuntimeError when what it was made of has
+    changed since: what an old object reports says nothing of the sources."""
+    path = _object(Path(os.environ["O2C_MODULES"]) / os.uname().release, name)
+    if path.stat().st_mtime_ns <= _newest_input(os.uname().release):
+        raise RuntimeError(
+            f"{path} is older than its sources: run `python -m tests.vm.examples` before the VM"
+        )
+    return path
 
 
 def _object(modules: Path, name: str) -> Path:
@@ -42,7 +48,7 @@ def prepare(kernel: Kernel) -> list[Path]:
     modules = modules_dir(kernel)
     (modules / "policies").mkdir(parents=True, exist_ok=True)
     wanted = [_object(modules, name) for name in EXAMPLES]
-    newest = max(path.stat().st_mtime_ns for path in _inputs(kernel))
+    newest = _newest_input(kernel.release)
     if all(path.exists() and path.stat().st_mtime_ns > newest for path in wanted):
         return wanted
     for name, path in zip(EXAMPLES, wanted, strict=True):
@@ -74,9 +80,14 @@ def _scan(kernel: Kernel, name: str) -> Description:
     return scan_module(image.find_module(name), image)
 
 
-def _inputs(kernel: Kernel) -> list[Path]:
+def _newest_input(release: str) -> int:
+    """When the last of the files that the objects are made of was changed, in nanoseconds."""
+    return max(path.stat().st_mtime_ns for path in _inputs(release))
+
+
+def _inputs(release: str) -> list[Path]:
     found = [PROJECT / "examples" / f"{name}.o2c" for name in EXAMPLES]
-    found += [path for name in EXAMPLES for path in store.bundled(name, kernel.release)]
+    found += [path for name in EXAMPLES for path in store.bundled(name, release)]
     for directory, pattern in (
         ("o2cc", "*.py"),
         ("o2cc", "*.ir"),

@@ -17,7 +17,7 @@ syntax keyword o2cStructure compartment caps test extern fn use const set
 syntax keyword o2cRule code heap stack write in entry entries gate call icall audition transition probes on
 syntax keyword o2cClause writes reads frees allocates gives takes lends transfer returns stores calls callback
 syntax keyword o2cClause shares pure require when until return shared
-syntax keyword o2cWord modules functions of vmlinux private tracked behind pernet symbols whole except imports self if present
+syntax keyword o2cWord modules functions of vmlinux private tracked behind pernet percpu symbols whole except imports self if present
 syntax keyword o2cWord ops as at access free accept own payload quiescent for most violation missed deny report kill
 syntax keyword o2cWord panic strict optimized to kernel held owned return
 syntax keyword o2cStep given store enter leave phase expect size buffer allow foreign freed untracked user final

@@ -45,10 +45,12 @@ class SharedTypes(Node):
 
 @dataclass(frozen=True, slots=True)
 class CapItem(Node):
-    """Memory of a capability; with `capability`, everything that one covers for the object there."""
+    """Memory of a capability; with `capability`, everything that one covers for the object there; with `per_cpu`, memory
+    of alloc_percpu."""
 
     place: Place
     capability: QualifiedName | None
+    per_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

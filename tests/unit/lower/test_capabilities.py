@@ -401,3 +401,71 @@ def test_an_untracked_buffer_is_let_through_in_the_transition_only(kernel: Confi
     assert kernel.kinds(kernel.run(gate, skb)) == []
     kernel.phase(FINAL)
     assert kernel.kinds(kernel.run(gate, skb)) == [REQUIREMENT]
+
+
+# --- words with flags, per-CPU memory, the second of a pair ---------------------------------------------------
+
+
+ROUTES = """
+    write struct dst_entry { lastuse }
+    entry sctp_rcv(skb) {
+        lends skb as packet until return
+        lends skb._skb_refdst as route until return
+        lends skb.dev as device until return
+    }
+    gate skb_set_owner_w(skb, sk) { transfer skb as packet to kernel }
+"""
+DEFINED = (
+    "caps route(d: struct dst_entry) {}\ncaps device(d: struct net_device) { percpu d.pcpu_refcnt[8] }\n"
+)
+AREA = 0xFFFF_8880_3D00_0000  # of processor 0
+
+
+@pytest.mark.parametrize("flag", [0, 1])
+def test_a_word_with_flags_leads_to_its_object(flag: int) -> None:
+    """Catches `_skb_refdst` taken for a pointer: its lowest bit says who counts the reference."""
+    kernel = confined(ROUTES, before=DEFINED)
+    kernel.store(USER)
+    skb, route = _packet(kernel, 0), kernel.object(192)
+    lastuse, output = (route + offset_of("dst_entry", field) for field in ("lastuse", "output"))
+    kernel.world.machine.memory.write_word(skb + offset_of("sk_buff", "_skb_refdst"), route | flag)
+    assert kernel.store(lastuse) == "deny"
+    kernel.run(_entry(kernel, "sctp_rcv"), skb)
+    assert kernel.store(lastuse) == "allow"
+    assert kernel.store(output) == "deny"
+
+
+def test_per_cpu_memory_of_an_object_is_lent_where_the_policy_says_so() -> None:
+    """Catches counters behind a pointer of alloc_percpu, which looks like one of user space, that cannot be lent."""
+    for word, verdicts in (("percpu ", ["allow", "deny", "deny"]), ("", ["deny", "deny", "deny"])):
+        kernel = confined(ROUTES, before=DEFINED.replace("percpu ", word))
+        kernel.world.machine.memory.write_word(kernel.world.machine.symbols["__per_cpu_offset"], AREA)
+        kernel.store(USER)
+        skb, device, cookie = _packet(kernel, 0), kernel.object(2048), 0x2_F000
+        kernel.world.machine.memory.write_word(skb + offset_of("sk_buff", "dev"), device)
+        kernel.world.machine.memory.write_word(device + offset_of("net_device", "pcpu_refcnt"), cookie)
+        kernel.run(_entry(kernel, "sctp_rcv"), skb)
+        place = (cookie + AREA) % (1 << 64)
+        assert [kernel.store(place), kernel.store(place + 8), kernel.store(cookie)] == verdicts
+        kernel.run(kernel.site("sctp_rcv", ir.SiteKind.RETURN), rsp=STACK_POINTER + 8)
+        assert kernel.store(place) == "deny"
+
+
+def test_the_second_of_a_pair_is_lent_without_the_first() -> None:
+    """Catches TCP's packets, clones in one object with what it keeps, that cannot be lent, or are lent with it."""
+    kernel = confined(ROUTES, before=DEFINED)
+    kernel.store(USER)
+    size = 232  # of struct sk_buff
+    first = kernel.object(2 * size + 8, cache="skbuff_fclone_cache")
+    second = first + size
+    kernel.run(_entry(kernel, "sctp_rcv"), second)
+    assert (kernel.store(first), kernel.store(second), kernel.store(second + size - 8)) == (
+        "deny",
+        "allow",
+        "allow",
+    )
+    assert kernel.counter("lost_tracking") == 0
+    passes = kernel.noted("call of skb_set_owner_w")
+    assert kernel.kinds(kernel.run(passes, first)) == [REQUIREMENT]
+    assert kernel.kinds(kernel.run(passes, second)) == []
+    assert kernel.store(second) == "deny"

@@ -7,6 +7,7 @@ import pytest
 
 from o2cc.diagnostics import DiagnosticError
 from o2cc.kernel.description import Block, Section, Site, StaticAddress, Symbol
+from o2cc.kernel.type_table import Parameter, Prototype, TypeReference
 from o2cc.passes.manager import PassContext, run_pipeline
 from o2cc.passes.own_frame import DischargeOwnFrame
 from o2cc.passes.static_data import DischargeStaticData
@@ -100,6 +101,30 @@ def test_without_kept_control_flow_the_frame_proves_nothing() -> None:
         DiagnosticError, match="O2C0532: pass `discharge-own-frame` requires `control-flow-kept`"
     ):
         run_pipeline(module(target), [DischargeOwnFrame()], PassContext(target))
+
+
+@pytest.mark.parametrize(
+    ("offset", "parameters", "pointed", "expected"),
+    [
+        (8, 8, False, True),
+        (16, 8, False, True),
+        (24, 8, False, False),
+        (8, 6, False, False),
+        (8, 8, True, False),
+    ],
+)
+def test_arguments_on_the_stack_are_the_functions_own(
+    offset: int, parameters: int, pointed: bool, expected: bool
+) -> None:
+    """Catches a compiler's store to the slot of an argument (ip6_append_data) that is taken for one to the caller's frame;
+    and one in a function that is called through pointers, perhaps with fewer arguments."""
+    number = TypeReference("int", "long", 8)
+    prototype = Prototype("f", (Parameter("p", number),) * parameters, number)
+    code = function("f", WHOLE, [store(1, frame_offset=offset, stack_height=48)], saved=SAVED)
+    made = description(replace(code, address_taken=pointed))
+    target = replace(made, types=replace(made.types, prototypes=(prototype,)))
+    result = run_pipeline(module(target), [DischargeOwnFrame()], PassContext(target, control_flow_kept=True))
+    assert discharged(result) == (["f+0x1"] if expected else [])
 
 
 def section(name: str, **changed: bool) -> Section:

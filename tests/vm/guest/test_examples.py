@@ -200,10 +200,15 @@ def test_ipv6_output_works_confined(full: bool, dummy: str) -> None:
         if full:
             _more_of_ipv6(dummy)
         assert _reported("ip6_output") == {}
+        if full:
+            _append("2001:db8::2")
+            # What the policy's header says of MSG_MORE.
+            places = {place.split(" at ")[1].split("+")[0].split(".")[0] for place in _reported("ip6_output")}
+            assert places <= {"__ip6_append_data", "__ip6_make_skb"}
 
 
 def _more_of_ipv6(interface: str) -> None:
-    """Fragments, echo requests, multicast, datagrams in parts."""
+    """Fragments, echo requests, multicast."""
     index = socket.if_nametoindex(interface)
     _run("ip", "-6", "address", "add", "2001:db8::1/64", "dev", interface, "nodad")
     _run("ip", "neighbour", "add", "2001:db8::2", "lladdr", "02:00:00:00:00:02", "dev", interface)
@@ -211,13 +216,18 @@ def _more_of_ipv6(interface: str) -> None:
         for _ in range(5):
             sender.sendto(MESSAGE * 20, ("2001:db8::2", 9))  # more than the interface takes at once
         sender.sendto(MESSAGE, ("ff02::1", 9, 0, index))
-        sender.connect(("2001:db8::2", 9))
-        for _ in range(3):
-            sender.send(MESSAGE, socket.MSG_MORE)
-        sender.send(MESSAGE)
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as raw:
         raw.settimeout(10)
         for number in range(3):
             raw.sendto(struct.pack(">BBHHH", 128, 0, 0, 77, number) + MESSAGE, ("::1", 0))
             while raw.recv(4096)[0] != 129:  # the echo reply; the request arrives as well
                 pass
+
+
+def _append(address: str) -> None:
+    """A datagram in parts."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+        sender.connect((address, 9))
+        for _ in range(3):
+            sender.send(MESSAGE, socket.MSG_MORE)
+        sender.send(MESSAGE)
