@@ -20,6 +20,7 @@ from o2cc.diagnostics import DiagnosticError, did_you_mean, error, warning
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
 from o2cc.kernel.errors import NO_FUNCTION, NO_KERNEL
+from o2cc.kernel.fields import fields_at, members_of
 from o2cc.kernel.image import MODULE_SUFFIXES
 from o2cc.kernel.kernels import (
     Kernel,
@@ -249,10 +250,14 @@ def _reason(problem: str) -> str:
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
 @click.argument("source", metavar="X.o2k", type=click.Path())
-@click.argument("place", metavar="[FUNCTION[+OFFSET]]", required=False)
+@click.argument("place", metavar="[FUNCTION[+OFFSET]|STRUCT[+OFFSET|.FIELD]]", required=False)
 @click.option("--json", "json_form", is_flag=True, help="Print JSON: all that is known.")
 def show(reporter: Reporter, source: str, place: str | None, json_form: bool) -> None:
-    """Print a description, one of its functions, or one site."""
+    """Print a description, one of its functions or sites, or what lies where in a struct.
+
+    `STRUCT+OFFSET` names the field there, as a policy names it; `STRUCT.FIELD`
+    tells the field's offset.
+    """
     description = store.load(source)
     if place is None:
         if json_form:
@@ -263,24 +268,15 @@ def show(reporter: Reporter, source: str, place: str | None, json_form: bool) ->
     name, _, offset_text = place.partition("+")
     function = description.function_by_name.get(name)
     if function is None:
-        raise DiagnosticError(
-            error(
-                NO_FUNCTION,
-                f"the description has no function `{name}`",
-                help=did_you_mean(name, description.function_by_name),
-                path=source,
-            )
-        )
+        _show_struct(description, place, json_form, source)
+        return
     if not offset_text:
         if json_form:
             click.echo(json.dumps(as_json(function), indent=1))
         else:
             _echo_all(function_lines(function))
         return
-    try:
-        offset = int(offset_text, 0)
-    except ValueError:
-        raise click.UsageError(f"`{offset_text}` is not an offset.") from None
+    offset = _offset(offset_text)
     site = function.site_by_offset.get(offset)
     if site is None:
         near = sorted(function.site_by_offset, key=lambda other: (abs(other - offset), other))[:3]
@@ -292,6 +288,55 @@ def show(reporter: Reporter, source: str, place: str | None, json_form: bool) ->
         click.echo(json.dumps(as_json(site), indent=1))
     else:
         _echo_all(site_lines(function, site))
+
+
+def _offset(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise click.UsageError(f"`{text}` is not an offset.") from None
+
+
+def _show_struct(description: Description, place: str, json_form: bool, source: str) -> None:
+    """A struct, or the fields at an offset in it.  Raises DiagnosticError when the description has no such thing."""
+    name, _, offset_text = place.removeprefix("struct ").strip().partition("+")
+    struct, _, path = name.partition(".")
+    types = description.types
+    layout = types.struct_by_name.get(struct)
+    if layout is None:
+        known = {**description.function_by_name, **types.struct_by_name}
+        raise _no_such(
+            f"the description has no function or struct `{name}`", did_you_mean(name, known), source
+        )
+    if path or offset_text:
+        field = types.find_field(struct, path) if path else None
+        if path and field is None:
+            likely = did_you_mean(path, types.field_names(struct))
+            raise _no_such(f"`{layout.kind} {struct}` has no field `{path}`", likely, source)
+        offset = field.offset if field is not None else 0
+        if offset_text:
+            offset += _offset(offset_text)
+        found = fields_at(types, struct, offset)
+        if not found:
+            raise _no_such(
+                f"`{layout.kind} {struct}` has {layout.size} bytes, and no field at {offset:#x}", None, source
+            )
+        head = f"{layout.kind} {struct}+{offset:#x}: "
+    else:
+        found, head = members_of(types, struct), ""
+    if json_form:
+        click.echo(json.dumps(as_json(found), indent=1))
+        return
+    if not head:
+        click.echo(f"{layout.kind} {struct}, {layout.size} bytes")
+    for item in found:
+        bits = f" ({item.bits} bits)" if item.bits else ""
+        text = f"{item.path}, {item.size} bytes{bits}, {item.type}"
+        click.echo(f"{head}{text}" if head else f"  +{item.offset:#x} {text}")
+
+
+def _no_such(message: str, help: str | None, source: str) -> DiagnosticError:
+    return DiagnosticError(error(NO_FUNCTION, message, help=help, path=source))
 
 
 def _echo_all(lines: Iterator[str]) -> None:

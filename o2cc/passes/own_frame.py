@@ -51,7 +51,7 @@ def _prove(target: Description, function: Function, place: Site) -> Proof | None
         return None
     start, end = written
     arguments = _stack_arguments(target, function)
-    if 8 <= start and end <= 8 + arguments:
+    if start >= 8 and end <= 8 + arguments:
         return Proof(
             f"writes within [{start}, {end}) of the function's {arguments} bytes of arguments on the stack, which are its own "
             "(0 is the slot of the return address)",
