@@ -41,7 +41,8 @@ class Pointees:
         if struct is None or offset < 0:
             return None
         found = fields_at(self._types, struct, offset)
-        return f"struct {struct}.{found[0].path}" if found else None
+        name = struct.partition("#")[0]  # of several structs of one name the later ones are numbered
+        return f"struct {name}.{found[0].path}" if found else None
 
     def _struct(self, source: ValueSource, loads: int) -> str | None:
         """The struct that a value points to."""
@@ -53,8 +54,9 @@ class Pointees:
             case "call":
                 called = self._types.prototype_by_name.get(source.callee or "")
                 return called.returns.pointee_struct if called is not None else None
-            case "load" if source.size == 8 and source.value in self._sources and loads:
-                outer = self._struct(self._sources[source.value], loads - 1)
+            case "load" if source.size == 8 and source.value is not None and loads:
+                known_source = self._sources.get(source.value)
+                outer = self._struct(known_source, loads - 1) if known_source is not None else None
                 if outer is None or source.offset < 0:
                     return None
                 for field in fields_at(self._types, outer, source.offset):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Description, Function, Operand, Site
+from o2cc.kernel.pointees import Pointees
 from o2cc.lower.context import Lowering
 from o2cc.lower.expressions import sized
 from o2cc.lower.places import static_address
@@ -22,13 +23,14 @@ MAXIMUM_REPEAT = 1 << 32  # iterations; more cannot be meant and would overflow 
 
 
 def lower_stores(lowering: Lowering, function: Function) -> None:
-    """Sites for every write of ``function``."""
+    """Sites for every write of ``function``, each with the field that it seems to write."""
+    pointees = Pointees(lowering.description, function)
     for site in function.sites:
         if site.writes:
-            _lower_store(lowering, function, site)
+            _lower_store(lowering, function, site, pointees.written(site) or "")
 
 
-def _lower_store(lowering: Lowering, function: Function, site: Site) -> None:
+def _lower_store(lowering: Lowering, function: Function, site: Site, note: str) -> None:
     operand = site.operand
     if site.kind == "push" and (operand is None or not operand.is_memory):
         lowering.discharge(
@@ -79,6 +81,7 @@ def _lower_store(lowering: Lowering, function: Function, site: Site) -> None:
         place=site,
         probe_offset=probe,
         parameters={"displacement": operand.displacement & (2**64 - 1), "size": max(1, site.size)},
+        note=note,
     )
 
 
