@@ -13,13 +13,14 @@ Boots a VM (see benchmarks/vm.py) and runs these loops in one thread, in turns w
     tcp open    connect, accept and close
 
 The policy denies, through o2c.ko, with a tracked heap: its hooks run at every kfree, kmem_cache_free and freed page of
-the whole system, which is what it can cost outside.  Of its sites only 20 are attached, to keep turns short: probes in
-code that does not run cost nothing.
+the whole system, and while its transition lasts at every new page, which is what it can cost outside.  Of its sites only 20
+are attached, to keep turns short: probes in code that does not run cost nothing.
 
-A sample is a few milliseconds of a loop, shorter than what the host gives the VM at a time; the loops take turns sample
-by sample, and what counts of all samples of a kind is their 5th percentile, since whatever disturbs one only makes it
-longer.  `with/without` is the ratio of these; `noise` is the same ratio between the turns without the policy, every
-other one to the rest.  A ratio is within noise when it is no farther from 1 than noise is.
+The VM's clocks count executed instructions (QEMU's -icount; not on 6.1, which does not boot so), so that what else the host
+does changes nothing: the figures are instructions, in millions, of one run of a loop, and no times.  The loops take turns run by run, on one processor, and
+what counts is the median.  `transition/` and `final/` are ratios to the turns without the policy; `noise` is the same ratio
+between the turns without the policy, every other one to the rest.  A ratio is within noise when it is no farther from 1
+than noise is.  `all` is the geometric mean of the loops' ratios.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from contextlib import contextmanager
 
 from benchmarks import vm
 from o2cc.bpf.info import read
-from o2cc.runtime import loader
+from o2cc.runtime import loader, phases
 from o2cc.runtime.loader import LoadOptions
 from scripts.fetch_kernels import Kernel
 
-TURNS = 4  # without; one less with the policy
-SAMPLES = 150  # of each loop in a turn
+TURNS = ("without", "transition", "without", "final") * 2 + ("without",)
+SAMPLES = 40  # of each loop in a turn
 SITES = 20
+Times = dict[str, list[float]]
 _SMALL = bytes(256)
 _BULK = bytes(65536)
 
@@ -126,33 +128,38 @@ def guest() -> None:
     sites = sorted(site.number for site in read(data).sites if site.program and site.kind == "store")
     wanted = {sites[index * len(sites) // SITES] for index in range(SITES)}
     options = LoadOptions(wanted=lambda site: site.number in wanted, accept_gaps=True)
-    turns: list[dict[str, list[float]]] = []
+    os.sched_setaffinity(0, {0})
+    turns: list[tuple[str, Times]] = []
     with loops() as found:
-        for turn in range(2 * TURNS - 1):
-            name = loader.load(data, options=options).name if turn % 2 else None
-            times: dict[str, list[float]] = {loop: [] for loop in found}
+        for kind in TURNS:
+            name = loader.load(data, options=options).name if kind != "without" else None
+            if name is not None:
+                phases.set_phase(name, kind)
+            times: Times = {loop: [] for loop in found}
             for _ in range(SAMPLES):
                 for loop, run in found.items():
                     times[loop].append(seconds(run))
-            turns.append(times)
+            turns.append((kind, times))
             if name is not None:
                 loader.unload(name)
-            print(
-                f"# turn {turn + 1}",
-                {other: round(low([times], other) * 1e3, 2) for other in times},
-                flush=True,
-            )
-    print(f"{'':12}{'without ms':>12}{'with ms':>10}{'with/without':>14}{'noise':>8}")
-    for loop in turns[0]:
-        off, on = low(turns[::2], loop), low(turns[1::2], loop)
-        noise = low(turns[::4], loop) / low(turns[2::4], loop)
-        print(f"{loop:12}{off * 1e3:12.2f}{on * 1e3:10.2f}{on / off:14.3f}{noise:8.3f}")
+            print(f"# {kind}", {other: round(middle([times], other), 3) for other in times}, flush=True)
+    without = [times for kind, times in turns if kind == "without"]
+    print(f"{'':12}{'without':>9}{'transition/':>13}{'final/':>8}{'noise':>8}")
+    rows = []
+    for loop in without[0]:
+        base = middle(without, loop)
+        row = [middle([t for k, t in turns if k == kind], loop) / base for kind in ("transition", "final")]
+        row.append(middle(without[::2], loop) / middle(without[1::2], loop))
+        rows.append(row)
+        print(f"{loop:12}{base:9.3f}{row[0]:13.3f}{row[1]:8.3f}{row[2]:8.3f}")
+    overall = [statistics.geometric_mean(column) for column in zip(*rows, strict=True)]
+    print(f"{'all':21}{overall[0]:13.3f}{overall[1]:8.3f}{overall[2]:8.3f}")
 
 
-def low(turns: list[dict[str, list[float]]], loop: str) -> float:
-    """The 5th percentile of a loop's samples."""
-    return statistics.quantiles([value for turn in turns for value in turn[loop]], n=20)[0]
+def middle(turns: list[Times], loop: str) -> float:
+    """The median of a loop's runs, in millions of instructions: one is a nanosecond."""
+    return statistics.median(value for turn in turns for value in turn[loop]) * 1e3
 
 
 if __name__ == "__main__":
-    vm.main(__doc__, "outside_cost", objects, guest, limit=900)
+    vm.main(__doc__, "outside_cost", objects, guest, limit=900, count_instructions=True)

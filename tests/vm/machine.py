@@ -116,12 +116,14 @@ def run(
     environment: Mapping[str, str] | None = None,
     kernel_arguments: str = "",
     directory: Path = PROJECT,
+    count_instructions: bool = False,
     on_output: Callable[[str], None] | None = None,
     poll: Callable[[], None] | None = None,
 ) -> Outcome:
     """Boot ``kernel``, run ``command`` in it as root, and wait for its end, at most ``timeout`` seconds.
 
-    ``results`` is created if need be and shared, writable, as ``$O2C_RESULTS``. ``on_output`` gets the
+    ``results`` is created if need be and shared, writable, as ``$O2C_RESULTS``. With ``count_instructions`` the guest's
+    clocks count executed instructions, one a nanosecond (QEMU's -icount), and jump while it is idle. ``on_output`` gets the
     command's output as it comes; ``poll`` is called some times a second while the guest runs.
     Raises MachineError when QEMU cannot be run here.
     """
@@ -135,6 +137,8 @@ def run(
     (results / "modules-dir").write_text(f"{kernel.modules_dir}\n")
     (results / "command.sh").write_text(_command_script(kernel, command, directory, environment or {}))
     arguments = _qemu_arguments(kernel, results, memory, cpus, kernel_arguments)
+    if count_instructions:
+        arguments += ["-icount", "shift=0,sleep=off"]
 
     started = time.monotonic()
     booted: float | None = None
