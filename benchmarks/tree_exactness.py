@@ -4,7 +4,7 @@
 Trees from 10 to 25,000 nodes and up to 200 tests deep, fitted ones and made ones. Half of the vectors sit on
 thresholds. scikit-learn predicts for the fitted trees; made trees have only the reference.
 
-    python benchmarks/tree_exactness.py [--vectors 10000000] [--seed 0]
+    python -m benchmarks.tree_exactness [--vectors 10000000] [--seed 0]
 """
 
 from __future__ import annotations
