@@ -20,7 +20,8 @@ from typing import Any
 import iced_x86
 from iced_x86 import Decoder, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register
 
-from o2cc.runtime.enforcer_types import NO_REGISTER, RIP, Action, Kind, Site
+from o2cc.runtime.enforcer import Enforcer
+from o2cc.runtime.enforcer_types import NO_REGISTER, RIP, Action, EnforcerError, Kind, Site
 from tests.vm.kbuild import guest_module
 
 FORM_BUFFER = 512
@@ -276,6 +277,17 @@ def _with_operand(site: Site, instruction: Instruction) -> Site:
         scale=0 if index == NO_REGISTER else instruction.memory_index_scale,
         displacement=displacement,
     )
+
+
+def detach_what_is_left(*names: str) -> None:
+    """Take compartments of these names out, those that there are."""
+    for name in names:
+        try:
+            with Enforcer() as kept:
+                kept.open(name)
+                kept.detach()
+        except EnforcerError:
+            continue  # none was left
 
 
 class _FormInfo(ctypes.Structure):

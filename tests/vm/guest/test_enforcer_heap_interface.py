@@ -16,7 +16,7 @@ import pytest
 
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import NO_REGISTER, EnforcerError, HeapOperation, Reason, Site
-from tests.vm.guest.enforcer_support import Forms, Shadow
+from tests.vm.guest.enforcer_support import Forms, Shadow, detach_what_is_left
 from tests.vm.guest.heap_support import LIMIT, OWNER, Operation, allocate, load
 from tests.vm.guest.waiting import wait_until
 
@@ -157,13 +157,7 @@ def test_hostile_requests_do_no_harm(forms: Forms, shadow: Shadow, sites: list[S
     assert {1, _PROGRAM, _HEAP, _ATTACH, _COMMIT, _DRAIN} <= reached
     for descriptor in descriptors:
         os.close(descriptor)
-    for name in ("heap-a", "heap-b"):
-        try:
-            with Enforcer() as kept:
-                kept.open(name)
-                kept.detach()
-        except EnforcerError:
-            continue  # none was left
+    detach_what_is_left("heap-a", "heap-b")
     for address in held:
         allocate(forms, Operation.KVFREE, pointer=address)
     assert shadow.owned() == 0

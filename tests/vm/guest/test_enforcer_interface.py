@@ -23,6 +23,7 @@ from tests.vm.guest.enforcer_support import (
     Forms,
     Verdicts,
     constant_program,
+    detach_what_is_left,
     pin,
     socket_filter,
     start_state,
@@ -299,13 +300,7 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
     for descriptor in descriptors:
         os.close(descriptor)
     with Enforcer() as enforcer:
-        for name in ("fuzz-a", "fuzz-b"):
-            try:
-                with Enforcer() as kept:
-                    kept.open(name)
-                    kept.detach()
-            except EnforcerError:
-                continue  # none was left
+        detach_what_is_left("fuzz-a", "fuzz-b")
         assert wait_until(lambda: text_of(form) == form.code)
         verdicts.set(form.number, 1)
         enforcer.create("after-fuzz")

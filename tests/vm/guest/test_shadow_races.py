@@ -78,6 +78,28 @@ def kernel_page(forms: Forms) -> FormAlloc:
     return allocate(forms, Operation.ZEROED_PAGE)
 
 
+def slow_check(forms: Forms, shadow: Shadow) -> SlowCheck:
+    """The check, told where the memory of page frame 0 would be."""
+    first = kernel_page(forms)
+    check = SlowCheck(shadow, first.result - first.frame * PAGE)
+    allocate(forms, Operation.FREE_PAGES, 0, first.result)
+    return check
+
+
+def confine(
+    enforcer: Enforcer, check: SlowCheck, form: Form, shadow: Shadow, sites: list[Site], mode: Mode
+) -> None:
+    """A private heap of pages in force, with the check at the store."""
+    pages = next(site for site in sites if site.cookie == Operation.PAGES_ADDRESS)
+    enforcer.create("race")
+    program = enforcer.program(check.program)
+    give_heap(enforcer, shadow)
+    enforcer.attach([pages])
+    store = form.site(program, strict=mode is Mode.SKIP, action=Action.DENY)
+    assert enforcer.attach([store])[0].mode is mode
+    enforcer.commit()
+
+
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a race needs two processors")
 @pytest.mark.parametrize(
     ("mode", "context"),
@@ -92,19 +114,10 @@ def test_a_page_is_nobody_else_s_while_a_store_to_it_is_under_way(
     mode: Mode, context: int, forms: Forms, shadow: Shadow, sites: list[Site]
 ) -> None:
     form = forms.all[STORE]
-    first = kernel_page(forms)
-    check = SlowCheck(shadow, first.result - first.frame * PAGE)
-    allocate(forms, Operation.FREE_PAGES, 0, first.result)
-    pages = next(site for site in sites if site.cookie == Operation.PAGES_ADDRESS)
+    check = slow_check(forms, shadow)
     # also what o2c.ko does once a second stays off the processor that is held up
     with on_cpu(1), Enforcer() as enforcer:
-        enforcer.create("race")
-        program = enforcer.program(check.program)
-        give_heap(enforcer, shadow)
-        enforcer.attach([pages])
-        store = form.site(program, strict=mode is Mode.SKIP, action=Action.DENY)
-        assert enforcer.attach([store])[0].mode is mode
-        enforcer.commit()
+        confine(enforcer, check, form, shadow, sites, mode)
         own = allocate(forms, Operation.PAGES_ADDRESS)
         assert shadow.owner(own.frame) == OWNER
         check.reset()
@@ -139,19 +152,10 @@ def test_stores_to_stale_pages_on_all_processors_harm_nobody(
 ) -> None:
     """Nothing is held up here; pages go back and forth between the compartment and the kernel, and all are stored to."""
     form = forms.all[STORE]
-    first = kernel_page(forms)
-    check = SlowCheck(shadow, first.result - first.frame * PAGE)
+    check = slow_check(forms, shadow)
     check.go_on()
-    allocate(forms, Operation.FREE_PAGES, 0, first.result)
-    pages = next(site for site in sites if site.cookie == Operation.PAGES_ADDRESS)
     with Enforcer() as enforcer:
-        enforcer.create("race")
-        program = enforcer.program(check.program)
-        give_heap(enforcer, shadow)
-        enforcer.attach([pages])
-        store = form.site(program, strict=mode is Mode.SKIP, action=Action.DENY)
-        assert enforcer.attach([store])[0].mode is mode
-        enforcer.commit()
+        confine(enforcer, check, form, shadow, sites, mode)
         stale = [allocate(forms, Operation.PAGES_ADDRESS).result for _ in range(16)]
         writers = [store_again_and_again(forms, form, stale, cpu) for cpu in range(os.cpu_count() or 1)]
         own, kernel, met, written = stale, [], 0, 0
