@@ -35,7 +35,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 test-unit: $(STAMP) tools
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # A machine for each kernel, side by side: an emulated machine uses one processor.
 test-vm: $(STAMP) tools
