@@ -153,6 +153,8 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
         return EXIT_USAGE
     except (KeyboardInterrupt, click.Abort):
         return EXIT_INTERRUPTED
+    except SystemExit:
+        return EXIT_BROKEN_PIPE  # all that click, asked not to, still ends the process for
     except BrokenPipeError:
         # The reader went away (`| head`). Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

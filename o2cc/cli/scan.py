@@ -90,7 +90,14 @@ def scan(
     """Describe a kernel module (a file, or a name with --kernel) or built-in functions as X.o2k.
 
     The description holds what the compiler must know of the code: every instruction that writes memory, calls or
-    jumps, where probes can go, types, symbols and sections. It holds no code.
+    jumps, where probes can go, types, symbols and sections. It holds no code. It is for exactly this build of the
+    kernel and of the module.
+
+    \b
+    Examples:
+      o2c scan sctp                                 the module of the kernel that runs
+      o2c scan sctp -k 6.1.0-57-amd64 -o sctp.o2k   of another one, installed or unpacked
+      o2c scan --builtin 'ip6_*' --name ip6_output  functions of the kernel itself
     """
     if sum(item is not None for item in (module, builtin, directory)) != 1:
         raise click.UsageError("Give one of: a module, --builtin PATTERNS, --all DIR.")
