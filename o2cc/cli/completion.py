@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the shell offers for a word that is being typed, beside files: kernels, codes, loaded policies.
+"""What the shell offers for a word that is being typed: files, kernels, codes, loaded policies.
 
-Files are offered where a parameter is a `click.Path`; for a plain string the shells would offer nothing.
+For a parameter that is a plain string click offers nothing, and the shells then no file either.  `click.Path` would offer them, but
+asks the file system first, and has messages and an exit status of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,25 @@ import click
 from click.shell_completion import CompletionItem
 
 from o2cc.diagnostics import DiagnosticError
+
+
+class _PathName(click.types.StringParamType):
+    """A path as it was given; what is there is for whoever opens it to say."""
+
+    name = "path"
+
+    def __init__(self, offered: str) -> None:
+        self._offered = offered
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """What the shell is to look for."""
+        return [CompletionItem(incomplete, type=self._offered)]
+
+
+FILE = _PathName("file")
+DIRECTORY = _PathName("dir")
 
 
 def complete_kernel(

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import click
 
 from o2cc.cli.common import EXIT_CLEAN, EXIT_ERRORS, Reporter, diagnostic_command
-from o2cc.cli.completion import complete_kernel
+from o2cc.cli.completion import FILE, complete_kernel
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import running_kernel
 from o2cc.runtime.doctor import Facts, Grade, examine, judge
@@ -19,7 +19,7 @@ _MARKS = {Grade.GOOD: ("ok  ", "green"), Grade.NOTE: ("note", "yellow"), Grade.B
 
 @click.command()
 @diagnostic_command
-@click.argument("policy", required=False, metavar="[POLICY.o2c]", type=click.Path())
+@click.argument("policy", required=False, metavar="[POLICY.o2c]", type=FILE)
 @click.option(
     "-k",
     "--kernel",

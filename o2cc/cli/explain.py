@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
-from o2cc.cli.completion import complete_kernel
+from o2cc.cli.completion import FILE, complete_kernel
 from o2cc.cli.opt import parse_valid
 from o2cc.diagnostics import SourceFile
 from o2cc.files import read_source
@@ -21,7 +21,7 @@ from o2cc.kernel.description import Description, Site
 @click.command("explain")
 @diagnostic_command
 @click.argument("place", metavar="FUNCTION[+OFFSET]")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=FILE)
 @click.option(
     "-k",
     "--kernel",

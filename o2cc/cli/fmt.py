@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, EXIT_ERRORS, Reporter, diagnostic_command
+from o2cc.cli.completion import FILE
 from o2cc.diagnostics import DiagnosticError
 from o2cc.files import STANDARD_STREAM, write_atomic
 from o2cc.syntax.formatter import format_source
@@ -19,7 +20,7 @@ from o2cc.syntax.formatter import format_source
 @diagnostic_command
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if a file is not formatted.")
 @click.option("--diff", "show_diff", is_flag=True, help="Write nothing; print what would change.")
-@click.argument("files", nargs=-1, required=True, metavar="FILES...", type=click.Path())
+@click.argument("files", nargs=-1, required=True, metavar="FILES...", type=FILE)
 def fmt(reporter: Reporter, check: bool, show_diff: bool, files: tuple[str, ...]) -> int:
     """Bring policies into the canonical layout, in place.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
+from o2cc.cli.completion import FILE
 from o2cc.cli.scan import describe_target
 from o2cc.kernel import store
 from o2cc.policy.library import FileResolver
@@ -17,13 +18,13 @@ from o2cc.policy.unknown import Callees, callees_of
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("target", metavar="MODULE|X.o2k", type=click.Path())
+@click.argument("target", metavar="MODULE|X.o2k", type=FILE)
 @click.option(
     "-k",
     "--kernel",
     "kernel_name",
     metavar="DIR|RELEASE|VMLINUZ",
-    type=click.Path(),
+    type=FILE,
     help="The kernel of the module.",
 )
 @click.option("--callers", is_flag=True, help="Also print which functions call each.")

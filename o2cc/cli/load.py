@@ -15,7 +15,7 @@ from o2cc.bpf.info import SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.bpf.layout import Layout
 from o2cc.cli.common import Reporter, diagnostic_command
-from o2cc.cli.completion import complete_kernel
+from o2cc.cli.completion import FILE, complete_kernel
 from o2cc.cli.progress import ProgressBar
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.files import read_bytes
@@ -31,7 +31,7 @@ _SHOWN = 10
 
 @click.command()
 @diagnostic_command
-@click.argument("policy", metavar="POLICY.o2c|OBJECT.bpf.o", type=click.Path())
+@click.argument("policy", metavar="POLICY.o2c|OBJECT.bpf.o", type=FILE)
 @click.option(
     "-k",
     "--kernel",

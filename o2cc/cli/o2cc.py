@@ -12,7 +12,7 @@ import click
 from o2cc import __version__
 from o2cc.bpf.layout import Layout
 from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, Reporter, diagnostic_command, run
-from o2cc.cli.completion import complete_code, complete_kernel
+from o2cc.cli.completion import DIRECTORY, FILE, complete_code, complete_kernel
 from o2cc.files import STANDARD_STREAM, write_atomic
 from o2cc.kernel.collection import without_collection
 from o2cc.options import CompileOptions, Degrade, Emit
@@ -69,7 +69,7 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(),
+    type=FILE,
     help="Where to write; by default POLICY.bpf.o here, text to stdout.",
 )
 @click.option(
@@ -107,13 +107,13 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     "include",
     multiple=True,
     metavar="DIR",
-    type=click.Path(file_okay=False),
+    type=DIRECTORY,
     help="Look for modules of `use` here as well.",
 )
 @click.option(
     "--stats",
     metavar="FILE",
-    type=click.Path(),
+    type=FILE,
     help="Write figures about the compilation as JSON (`-`: stdout).",
 )
 @click.option("--no-cache", is_flag=True, help="Scan a module's file anew, and do not keep its description.")
@@ -125,7 +125,7 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
     callback=_warnings,
     help="error, error=CODE, no-error=CODE: warnings as errors; no-CODE: hide a warning.",
 )
-@click.argument("policy", type=click.Path())
+@click.argument("policy", type=FILE)
 @diagnostic_command
 def o2cc(
     reporter: Reporter,

@@ -9,6 +9,7 @@ from dataclasses import replace
 import click
 
 from o2cc.cli.common import Reporter, diagnostic_command
+from o2cc.cli.completion import FILE
 from o2cc.diagnostics import SourceFile
 from o2cc.files import read_bytes, write_atomic
 from o2cc.ir import nodes as ir
@@ -26,7 +27,7 @@ _PASS_LIST = "\b\nPasses:\n" + "\n".join(
 
 @click.command("opt", epilog=_PASS_LIST)
 @diagnostic_command
-@click.argument("module", type=click.Path())
+@click.argument("module", type=FILE)
 @click.option(
     "-p", "--passes", "pipeline", metavar="PASS,PASS{OPTION=VALUE}", help="Passes to run, in order."
 )
@@ -35,7 +36,7 @@ _PASS_LIST = "\b\nPasses:\n" + "\n".join(
     "-o",
     "--output",
     metavar="FILE",
-    type=click.Path(),
+    type=FILE,
     default="-",
     show_default=True,
     help="Where the result goes; - is the standard output.",
@@ -43,7 +44,7 @@ _PASS_LIST = "\b\nPasses:\n" + "\n".join(
 @click.option(
     "--description",
     metavar="FILE",
-    type=click.Path(),
+    type=FILE,
     help="The target's description (.o2k), for passes over sites.",
 )
 @click.option(

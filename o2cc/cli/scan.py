@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
+from o2cc.cli.completion import DIRECTORY, FILE
 from o2cc.cli.progress import ProgressBar
 from o2cc.diagnostics import DiagnosticError, did_you_mean, error, warning
 from o2cc.kernel import store
@@ -39,7 +40,7 @@ EXAMPLES = 40
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("module", required=False, type=click.Path())
+@click.argument("module", required=False, type=FILE)
 @click.option(
     "--builtin", metavar="PATTERNS", help="Describe functions of the kernel itself: `ip6_*,udpv6_*`."
 )
@@ -47,7 +48,7 @@ EXAMPLES = 40
     "--all",
     "directory",
     metavar="DIR",
-    type=click.Path(file_okay=False),
+    type=DIRECTORY,
     help="Scan every module below DIR and sum up; writes nothing.",
 )
 @click.option(
@@ -55,7 +56,7 @@ EXAMPLES = 40
     "--kernel",
     "kernel_name",
     metavar="DIR|RELEASE|VMLINUZ",
-    type=click.Path(),
+    type=FILE,
     help="The kernel that the code belongs to.",
 )
 @click.option(
@@ -256,7 +257,7 @@ def _reason(problem: str) -> str:
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("source", metavar="X.o2k", type=click.Path())
+@click.argument("source", metavar="X.o2k", type=FILE)
 @click.argument("place", metavar="[FUNCTION[+OFFSET]|STRUCT[+OFFSET|.FIELD]]", required=False)
 @click.option("--json", "json_form", is_flag=True, help="Print JSON: all that is known.")
 def show(reporter: Reporter, source: str, place: str | None, json_form: bool) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
+from o2cc.cli.completion import FILE
 from o2cc.report.figures import lines, read_figures
 
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
-@click.argument("file", type=click.Path())
+@click.argument("file", type=FILE)
 @click.option("--json", "json_form", is_flag=True, help="Print the document as it is, once it is checked.")
 def stats(reporter: Reporter, file: str, json_form: bool) -> None:
     """Show what was compiled, from the FILE that `o2cc --stats FILE` wrote (`-`: the standard input).

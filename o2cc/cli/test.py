@@ -8,12 +8,12 @@ import json
 import click
 
 from o2cc.cli.common import EXIT_CLEAN, Reporter, diagnostic_command
-from o2cc.cli.completion import complete_kernel
+from o2cc.cli.completion import FILE, complete_kernel
 
 
 @click.command("test")
 @diagnostic_command
-@click.argument("policy", type=click.Path())
+@click.argument("policy", type=FILE)
 @click.option(
     "-k",
     "--kernel",
