@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle
 
 import pytest
@@ -27,7 +28,8 @@ RDI = 7
 STORE = "mov_immediate_64"  # movq $-2, (%rdi)
 PATIENCE = 20.0  # seconds
 TAKEN_AT_ONCE = 200  # pages
-MOST = 20_000  # pages that the kernel takes
+MOST = 5000  # pages that the kernel takes
+ATTEMPTS = 3
 HUNT = 45.0  # seconds
 
 
@@ -100,6 +102,44 @@ def confine(
     enforcer.commit()
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a race.  ``held``: the check was still held up when the kernel had taken pages; on a slow machine it may have
+    given up before.  ``got_early``: the kernel had the page then.  ``written``: pages of the kernel that were written."""
+
+    held: bool
+    got_early: bool
+    written: int
+
+
+def race(
+    forms: Forms, form: Form, enforcer: Enforcer, shadow: Shadow, check: SlowCheck, context: int
+) -> Outcome:
+    own = allocate(forms, Operation.PAGES_ADDRESS)
+    assert shadow.owner(own.frame) == OWNER
+    check.reset()
+    child = store_elsewhere(forms, form, own.result, context)
+    check.wait()
+    allocate(forms, Operation.FREE_PAGES, 0, own.result)
+    # not by the shadow: reading it takes and frees vmalloc memory, and in the end an interrupt of the other processor
+    assert wait_until(lambda: enforcer.heap_stats().bytes == 0, PATIENCE)
+    taken = [kernel_page(forms) for _ in range(TAKEN_AT_ONCE)]
+    got_early = own.frame in {page.frame for page in taken}
+    held = check.go_on()
+    ended = 0, 0
+    while ended[0] == 0 and len(taken) < MOST:
+        taken.append(kernel_page(forms))
+        ended = os.waitpid(child, os.WNOHANG)
+    if ended[0] == 0:
+        ended = os.waitpid(child, 0)
+    written = sum(any(allocate(forms, Operation.PEEK, 0, page.result).data) for page in taken)
+    for page in taken:
+        allocate(forms, Operation.FREE_PAGES, 0, page.result)
+    assert ended == (child, 0)
+    assert shadow.owner(own.frame) == 0
+    return Outcome(held, got_early, written)
+
+
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a race needs two processors")
 @pytest.mark.parametrize(
     ("mode", "context"),
@@ -118,29 +158,16 @@ def test_a_page_is_nobody_else_s_while_a_store_to_it_is_under_way(
     # also what o2c.ko does once a second stays off the processor that is held up
     with on_cpu(1), Enforcer() as enforcer:
         confine(enforcer, check, form, shadow, sites, mode)
-        own = allocate(forms, Operation.PAGES_ADDRESS)
-        assert shadow.owner(own.frame) == OWNER
-        check.reset()
-        child = store_elsewhere(forms, form, own.result, context)
-        check.wait()
-        allocate(forms, Operation.FREE_PAGES, 0, own.result)
-        assert wait_until(lambda: shadow.owner(own.frame) == 0, PATIENCE)
-        taken = [kernel_page(forms) for _ in range(TAKEN_AT_ONCE)]
-        got_early = own.frame in {page.frame for page in taken}
-        held = check.go_on()
-        ended = 0, 0
-        while ended[0] == 0 and len(taken) < MOST:
-            taken.append(kernel_page(forms))
-            ended = os.waitpid(child, os.WNOHANG)
-        written = [page for page in taken if any(allocate(forms, Operation.PEEK, 0, page.result).data)]
-        for page in taken:
-            allocate(forms, Operation.FREE_PAGES, 0, page.result)
-        assert held
-        assert ended == (child, 0)
-        stats = enforcer.stats()[1]
-        assert (stats.hits, stats.denied) == (1, 0)  # the check saw the page as the compartment's
-        assert not written
-        assert not got_early
+        for attempt in range(1, ATTEMPTS + 1):
+            outcome = race(forms, form, enforcer, shadow, check, context)
+            stats = enforcer.stats()[1]
+            assert (stats.hits, stats.denied) == (attempt, 0)  # the check saw the page as the compartment's
+            print(f"attempt {attempt}: {outcome}")
+            if outcome.held:
+                break
+        assert outcome.held
+        assert not outcome.written
+        assert not outcome.got_early
     check.close()
 
 
