@@ -39,6 +39,24 @@ EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h: our fault, not the input's
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
+# The end of the help of `o2c` and of `o2cc`.
+EXIT_AND_ENVIRONMENT = """\
+\b
+Exit status:
+  0    nothing wrong, perhaps warnings
+  1    errors in the input, or the operation failed; see the diagnostics
+  2    wrong usage
+  70   a bug in O2C itself
+  130  interrupted
+  141  the reader of the output went away
+
+\b
+Environment:
+  O2C_ERROR_FORMAT  default of --error-format
+  O2C_CACHE         descriptions, kernels and tables; by default ~/.cache/o2c
+  O2C_DEBUG         when set, show the traceback of an internal error
+  NO_COLOR          when set, no colours"""
+
 P = ParamSpec("P")
 
 CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -8,7 +8,7 @@ import sys
 import click
 
 from o2cc import __version__
-from o2cc.cli.common import CONTEXT_SETTINGS, run
+from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_AND_ENVIRONMENT, run
 from o2cc.cli.lazy import LazyCommand, LazyGroup
 
 COMMANDS = {
@@ -40,7 +40,7 @@ COMMANDS = {
     cls=LazyGroup,
     table=COMMANDS,
     context_settings=CONTEXT_SETTINGS,
-    epilog="`o2c COMMAND --help` describes a command. The compiler is `o2cc`.",
+    epilog=f"{EXIT_AND_ENVIRONMENT}\n\n`o2c COMMAND --help` describes a command. The compiler is `o2cc`.",
 )
 @click.version_option(__version__, prog_name="o2c")
 def o2c() -> None:
@@ -49,21 +49,6 @@ def o2c() -> None:
     A policy (.o2c) says what a kernel module, or a set of built-in functions, may write, call and jump
     to. `o2cc` compiles it to eBPF; these commands describe kernels, test policies, and load, watch and
     remove them.
-
-    \b
-    Exit status:
-      0    nothing wrong
-      1    errors in the input, or the operation failed; see the diagnostics
-      2    wrong usage
-      70   a bug in o2c itself
-      130  interrupted
-
-    \b
-    Environment:
-      O2C_ERROR_FORMAT  default of --error-format
-      O2C_CACHE         descriptions, kernels and tables; by default ~/.cache/o2c
-      O2C_DEBUG         when set, show the traceback of an internal error
-      NO_COLOR          when set, no colours
     """
 
 

@@ -11,7 +11,14 @@ import click
 
 from o2cc import __version__
 from o2cc.bpf.layout import Layout
-from o2cc.cli.common import CONTEXT_SETTINGS, EXIT_CLEAN, Reporter, diagnostic_command, run
+from o2cc.cli.common import (
+    CONTEXT_SETTINGS,
+    EXIT_AND_ENVIRONMENT,
+    EXIT_CLEAN,
+    Reporter,
+    diagnostic_command,
+    run,
+)
 from o2cc.cli.completion import DIRECTORY, FILE, complete_code, complete_kernel
 from o2cc.files import STANDARD_STREAM, write_atomic
 from o2cc.kernel.collection import without_collection
@@ -53,7 +60,8 @@ def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[st
 
 @click.command(
     context_settings=CONTEXT_SETTINGS,
-    epilog="The language is described in docs/language.md; `o2c` has the tools around the compiler.",
+    epilog=f"{EXIT_AND_ENVIRONMENT}\n\n"
+    "The language is described in docs/language.md; `o2c` has the tools around the compiler.",
 )
 @click.version_option(__version__, prog_name="o2cc")
 @click.option(
@@ -156,21 +164,6 @@ def o2cc(
       o2cc sctp.o2c -k /lib/modules/6.1.0-57-amd64/kernel/net/sctp/sctp.ko
       o2cc sctp.o2c --emit check -W error
       o2cc --explain O2C0101
-
-    \b
-    Exit status:
-      0    clean, perhaps with warnings
-      1    errors in the input
-      2    wrong usage
-      70   a bug in o2cc itself
-      130  interrupted
-
-    \b
-    Environment:
-      O2C_ERROR_FORMAT  default of --error-format
-      O2C_CACHE         descriptions, kernels and tables; by default ~/.cache/o2c
-      O2C_DEBUG         when set, show the traceback of an internal error
-      NO_COLOR          when set, no colours
     """
     reporter.warning_options = warnings
     source = reporter.read_source(policy)
