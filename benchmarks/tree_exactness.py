@@ -4,7 +4,10 @@
 Trees from 10 to 25,000 nodes and up to 200 tests deep, fitted ones and made ones. Half of the vectors sit on
 thresholds. scikit-learn predicts for the fitted trees; made trees have only the reference.
 
-    python -m benchmarks.tree_exactness [--vectors 10000000] [--seed 0]
+With --kernel N, every tree is also compiled, and predicts N vectors in the running kernel (BPF_PROG_TEST_RUN, as root;
+nothing is attached).
+
+    python -m benchmarks.tree_exactness [--vectors 10000000] [--kernel 200000] [--seed 0]
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 from sklearn.tree import DecisionTreeClassifier
 
+from o2cc.trees.check import InKernel, check_tree
 from o2cc.trees.importer import Imported, import_estimator
 from o2cc.trees.vectors import make_vectors, random_vectors
 from tests.unit.trees.made_trees import build
@@ -58,12 +62,29 @@ def cases(seed: int) -> list[Case]:
     ]
 
 
+def in_kernel(case: Case, vectors: int, seed: int) -> int:
+    """Mismatches of the compiled tree in the running kernel; prints a line.  Exits when the kernel refuses it."""
+    result = check_tree(case.imported, vectors, seed, in_kernel=True)
+    kernel = result.kernel
+    if not isinstance(kernel, InKernel):
+        raise SystemExit(f"not in the kernel: {kernel.reason if kernel else ''}")
+    wrong = kernel.agreement.vectors - kernel.agreement.agreed
+    print(
+        f"{'':>6} in {kernel.release}: {kernel.agreement.vectors:,} vectors, {wrong} mismatches, "
+        f"{result.boundaries_tested:,} of {result.boundaries:,} words next to thresholds, form {result.compiled.form}, "
+        f"{result.compiled.instruction_count:,} instructions, verifier {kernel.effort.processed:,}",
+        flush=True,
+    )
+    return wrong
+
+
 def main() -> None:
     """Print one line a tree; exit status 1 on any mismatch."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--vectors", type=int, default=10_000_000)
+    parser.add_argument("--kernel", type=int, default=0, metavar="N", help="vectors of each tree")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     started, total, wrong = time.monotonic(), 0, 0
@@ -87,6 +108,8 @@ def main() -> None:
             flush=True,
         )
         total, wrong = total + done, wrong + mismatches
+        if arguments.kernel:
+            wrong += in_kernel(case, arguments.kernel, arguments.seed)
     print(f"{wrong} mismatches in {total:,} vectors, {time.monotonic() - started:.0f} s")
     raise SystemExit(1 if wrong else 0)
 

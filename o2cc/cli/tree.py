@@ -46,6 +46,7 @@ def import_tree(reporter: Reporter, source: Path, output: Path | None, trust_pic
         imported = import_pickle(source, trusted=trust_pickle)
     else:
         imported = import_json(source)
+    reporter.extend(imported.notes)
     target = output or source.with_suffix("").with_suffix(".tree.json")
     if target.resolve() == source.resolve():
         raise DiagnosticError(error("O2C0700", "the output would replace the source", path=str(target)))

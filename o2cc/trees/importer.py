@@ -10,6 +10,7 @@ leaf), `feature`, `threshold`, `value`; optional `n_features`, `classes`, `n_nod
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from o2cc.diagnostics import DiagnosticError
+from o2cc.diagnostics import Diagnostic, DiagnosticError, warning
 from o2cc.files import read_bytes
 from o2cc.trees.file import (
     MAX_FILE_BYTES,
@@ -39,10 +40,11 @@ ARRAYS = ("children_left", "children_right", "feature", "threshold", "value")
 
 @dataclass(frozen=True)
 class Imported:
-    """An integer tree together with the floating-point one that it must agree with."""
+    """An integer tree together with the floating-point one that it must agree with; `notes` are warnings about the file."""
 
     tree: IntegerTree
     reference: FloatTree
+    notes: tuple[Diagnostic, ...] = ()
 
 
 def reference_of(tree: IntegerTree) -> FloatTree:
@@ -358,14 +360,27 @@ def import_pickle(path: Path, *, trusted: bool) -> Imported:
     try:
         import joblib
 
-        estimator = joblib.load(io.BytesIO(data))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            estimator = joblib.load(io.BytesIO(data))
     except DiagnosticError:
         raise
     except Exception as problem:
         fail(
             "O2C0713", f"the pickle cannot be read: {type(problem).__name__}: {str(problem)[:200]}", str(path)
         )
-    return import_estimator(estimator, str(path))
+    versions = [w.message for w in said if type(w.message).__name__ == "InconsistentVersionWarning"]
+    notes = tuple(
+        warning(
+            "O2C0718",
+            f"the tree was made by scikit-learn {getattr(message, 'original_sklearn_version', 'of another version')}, "
+            f"read by {getattr(message, 'current_sklearn_version', 'this one')}",
+            path=str(path),
+            help="check its predictions, or import plain JSON of its arrays instead",
+        )
+        for message in versions[:1]
+    )
+    return replace(import_estimator(estimator, str(path)), notes=notes)
 
 
 def looks_like_pickle(path: Path) -> bool:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import joblib
 import pytest
+import sklearn
 from click.testing import CliRunner, Result
 from sklearn.tree import DecisionTreeClassifier
 
@@ -25,6 +28,16 @@ from tests.unit.trees.synthetic_profiles import rows, write
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(tree_command, [str(argument) for argument in arguments])
+
+
+class Hostile:
+    """A pickle of it makes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.fixture
@@ -103,6 +116,26 @@ def test_import_of_a_pickle(tmp_path: Path) -> None:
     assert "--trust-pickle" in refused.output
     assert run("import", tmp_path / "m.joblib", "--trust-pickle").exit_code == 0
     assert read_tree(tmp_path / "m.tree.json").classes == ("x", "y")
+
+
+def test_a_pickle_of_another_version_is_told(tmp_path: Path) -> None:
+    made = pickle.dumps(DecisionTreeClassifier().fit([[0], [5]], ["x", "y"]))
+    other = b"0" + sklearn.__version__.encode()[1:]
+    (tmp_path / "m.pkl").write_bytes(made.replace(sklearn.__version__.encode(), other))
+    result = run("import", tmp_path / "m.pkl", "--trust-pickle")
+    assert result.exit_code == 0
+    assert "warning[O2C0718]" in result.output
+    assert "UserWarning" not in result.output
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+@pytest.mark.parametrize("command", [["import"], ["show"], ["check", "--no-kernel"]])
+def test_a_hostile_pickle_is_never_read(command: list[str], protocol: int, tmp_path: Path) -> None:
+    """Its code would make a file."""
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps(Hostile(tmp_path / "ran"), protocol=protocol))
+    result = run(*command, tmp_path / "m.pkl")
+    assert result.exit_code == 1
+    assert not (tmp_path / "ran").exists()
 
 
 def test_show_prints_nothing_that_steers_a_terminal(tmp_path: Path) -> None:
