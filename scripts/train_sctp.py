@@ -68,9 +68,19 @@ OWN = frozenset(
 SHARED = frozenset({"sk_buff", "socket_alloc", "seq_file", "task_struct"})
 """What SCTP's functions are given though others allocate it."""
 
-BY_SITE = {"sctp_get_port_local": "sctp_bind_bucket", "dst_alloc": "dst_entry"}
-"""Classes of objects whose type is known by the function alone: their caches are merged, or have room behind the
-struct (net/sctp/socket.c, net/core/dst.c, 6.1 and 6.12)."""
+BY_SITE = {
+    "sctp_get_port_local": "sctp_bind_bucket",
+    "dst_alloc": "dst_entry",
+    "__genradix_ptr_alloc": PAYLOAD,
+    "shmem_symlink": PAYLOAD,
+    "load_elf_phdrs": PAYLOAD,
+    "p9_fcall_init": PAYLOAD,
+    "p9pdu_readf": PAYLOAD,
+}
+"""Classes of objects whose type is known by the function alone (6.1 and 6.12): their caches are merged, or have room behind
+the struct (net/sctp/socket.c, net/core/dst.c); the type is a union (lib/generic-radix-tree.c, see `DATA`); or they hold data:
+targets of symbolic links (mm/shmem.c), headers of a program as its file has them (fs/binfmt_elf.c), messages of the
+machine's 9P file system and their strings (net/9p/client.c, net/9p/protocol.c)."""
 
 DATA = frozenset({"char[]", "u8[]", "unsigned char[]", "genradix_node"})
 """Labels of buffers that hold data, as payload does: characters, and nodes of arrays of anything (lib/generic-radix-tree.c),

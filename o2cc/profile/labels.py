@@ -75,6 +75,7 @@ ALLOCATORS: Mapping[str, str] = {
     "sctp_inetaddr_event": "sctp_sockaddr_entry",
     "sctp_inet6addr_event": "sctp_sockaddr_entry",
     "sctp_stream_init_ext": "sctp_stream_out_ext",
+    "sctp_auth_set_key": "sctp_shared_key",  # a key's bytes come from here too: of that size where it has 24
     # fs
     "alloc_pipe_info": "pipe_inode_info",
     "single_open": "seq_operations",
