@@ -136,7 +136,8 @@ class ClauseChecker:
             found = resolve_place(self.before, place, pointee=False)
             if found is None or not valid:
                 continue
-            self._speak(found.pointer)
+            if isinstance(clause, nodes.Writes) or not _is_object(place, found.pointer):
+                self._speak(found.pointer)
             if found.length is None:
                 if isinstance(clause, nodes.Writes):
                     self._unknown_length(place)
@@ -329,6 +330,12 @@ class ClauseChecker:
     def _no_meaning(self, clause: nodes.Clause, where: str) -> None:
         word = _WORDS.get(type(clause), "this clause")
         self.context.collector.add(error("O2C0308", f"`{word}` has no meaning for {where}", clause.span))
+
+
+def _is_object(place: nodes.Place, pointer: Expr) -> bool:
+    """A parameter that points to a struct, as a whole: that it is read says nothing of whose it must be."""
+    argument = isinstance(pointer, model.ArgumentValue) and pointer.type.struct is not None
+    return argument and not isinstance(place.extent, nodes.Length | nodes.Range)
 
 
 def _without_flags(pointer: Expr) -> Expr:

@@ -11,6 +11,7 @@ from o2cc.simulation.world import PAGE, PAGE_OFFSET, STACK_POINTER, VMALLOC
 from tests.unit.lower.confined import (
     HELD,
     OWN,
+    TYPED,
     Confined,
     confined,
     offset_of,
@@ -189,3 +190,12 @@ def test_proofs_lean_on_control_flow_only_where_calls_are_denied(rules: str, kep
     context = pass_context(policy, sctp())
     assert context.control_flow_kept is kept
     assert context.skips_violations is skips
+
+
+def test_what_is_only_read_is_still_asked_by_its_type(kernel: Confined) -> None:
+    """Catches `reads sk whole`, which took the check by type away: the functions of a forged socket are called."""
+    packet = kernel.object(256, HELD, "sk_buff")
+    assert _denied(kernel, "__xfrm_policy_check", kernel.object(1024, OWN), 0, packet, 2)
+    assert _denied(kernel, "__xfrm_policy_check", kernel.object(1024), 0, packet, 2)
+    assert not _denied(kernel, "__xfrm_policy_check", kernel.object(1024, TYPED, "sock"), 0, packet, 2)
+    assert not _denied(kernel, "__xfrm_policy_check", 0, 0, packet, 2)
