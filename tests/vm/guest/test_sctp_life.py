@@ -48,6 +48,8 @@ EVERY_MESSAGE = (
 UNTRACKED = "untracked object"
 OLD_ASSOCIATIONS = 4  # half of them IPv6
 NEW_ASSOCIATIONS = 2
+RCU_SECONDS = 60
+"""Until what kfree_rcu() was given is freed, with much to spare."""
 
 
 def part_of_default_run(info: ObjectInfo) -> Callable[[SiteInfo], bool]:
@@ -136,6 +138,10 @@ def final_with_open_associations(old: Steady, began: float) -> None:
     time.sleep(SCTP_QUIET)
     assert denials() == []
     end_old_associations(old, began)
+    freed = time.monotonic() + RCU_SECONDS
+    while (left := gather(NAME).accepted) and time.monotonic() < freed:
+        time.sleep(1)
+    assert left == 0, "a verdict dies with its object"
 
 
 def end_old_associations(old: Steady, began: float) -> None:
