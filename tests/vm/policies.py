@@ -58,6 +58,7 @@ VARIANTS: Mapping[str, str] = {
     "panic": "on violation panic",
     "transition": "transition { until quiescent, at most 60 s }\n    on violation report",
     "audition": _AUDITION + "on violation report",
+    "audition-deny": _AUDITION + "on violation deny",
     "transition-deny": "transition { until quiescent, at most 60 s }\n    on violation deny",
 }
 OBJECTS = (

@@ -314,6 +314,10 @@ def test_nothing_is_let_go_that_the_interpreter_denies(violation: str) -> None:
     wanted = {"own-frame", "static-data", "kept"} | (
         {"checked-before", "merged"} if violation == "report" else set()
     )
+    for seed in range(40):  # what chance left out
+        if all(seen[kind] > 10 for kind in wanted):
+            break
+        assert problems(seed, violation, seen) == []
     assert all(seen[kind] > 10 for kind in wanted), seen
 
     @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)

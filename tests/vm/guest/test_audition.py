@@ -15,7 +15,8 @@ from o2cc.runtime import loader, state
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.phases import set_phase
 from o2cc.runtime.status import gather
-from tests.vm.guest.victim_support import NAME, Victim, events, loaded, names_of, unload_all
+from tests.vm.guest.enforcer_support import load_module
+from tests.vm.guest.victim_support import NAME, Victim, events, loaded, names_of, o2c, unload_all
 from tests.vm.policies import guest_object
 
 OLD_OBJECT, OLD_FOREIGN, KEEP, USE_KEPT, RELEASE, RENEW_OLD = 18, 19, 23, 24, 25, 29
@@ -78,3 +79,26 @@ def test_without_the_tree_both_are_only_untracked(victim: Victim) -> None:
         victim.run(OLD_OBJECT)
         victim.run(OLD_FOREIGN)
         assert names_of(events()[0]) == (("untracked object", "store_word"),) * 2
+
+
+def test_under_deny_only_what_is_certainly_foreign_is_refused(victim: Victim) -> None:
+    """Catches a false denial of an own object or a doubtful one, and a foreign one that is let through for the first time."""
+    load_module("o2c")
+    assert victim.run(KEEP) == 0
+    with loaded(guest_object("audition-deny"), ONE_FUNCTION):
+        victim.run(OLD_OBJECT)
+        assert victim.run(USE_KEPT) == 1, "let through"
+        assert names_of(events()[0]) == (UNCERTAIN,)
+        now = gather(NAME)
+        assert now.enforced
+        assert now.accepted == 1
+        assert "2 objects from before loading in use" in now.phase_reason
+        victim.run(OLD_FOREIGN)
+        assert victim.state()["other"] == 0, "it was not written"
+        assert names_of(events()[0]) == (("store", "store_word"),)
+        refused = o2c("phase", NAME, "final")
+        assert "O2C0844" in refused.stderr
+        set_phase(NAME, "final")
+        victim.run(OLD_OBJECT)
+        assert events()[0] == []
+    victim.run(RELEASE)
