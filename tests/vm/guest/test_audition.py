@@ -53,7 +53,6 @@ def test_a_foreign_object_is_caught_at_its_first_access(victim: Victim) -> None:
         assert names_of(events()[0]) == (("store", "store_word"),), "certain, not provisional"
 
 
-@pytest.mark.full
 def test_an_object_that_is_another_when_it_is_freed_is_reported(victim: Victim) -> None:
     """The victim's own store makes the old object look foreign; the event names the place of its first access."""
     with loaded(guest_object("audition"), ONE_FUNCTION):
@@ -65,7 +64,6 @@ def test_an_object_that_is_another_when_it_is_freed_is_reported(victim: Victim) 
         assert DISAGREES not in names_of(events()[0]), "the new object was never auditioned"
 
 
-@pytest.mark.full
 def test_an_object_of_which_the_tree_is_not_sure_has_an_event_of_its_own(victim: Victim) -> None:
     assert victim.run(KEEP) == 0
     with loaded(guest_object("audition"), ONE_FUNCTION):
