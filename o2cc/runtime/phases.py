@@ -30,8 +30,6 @@ _STILL_TO_COME = 2**63
 _SECOND = 1e9
 _SHOWN = 5  # objects in a refusal
 _LOOK_EVERY = 0.5  # seconds
-_QUIET = 60.0
-"""Quiet time in seconds where the policy has none: twice SCTP's heartbeat interval (net/sctp/protocol.c)."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,6 @@ def phase_of(words: Mapping[str, int], now: int) -> Phase:
         left,
         ended,
     )
-
-
-def settling(phase: Phase, newest: float | None) -> float:
-    """Seconds until the audition has met no new object for the quiet time of the transition, 0 when it has not; ``newest``:
-    seconds since it accepted one.  What one accepted object belongs to has others, which may only be touched by a timer."""
-    if phase.number != TRANSITION or newest is None:
-        return 0.0
-    return max(0.0, (_QUIET if phase.quiet is None else phase.quiet) - newest)
 
 
 def reason(phase: Phase, objects: int) -> str:
@@ -128,15 +118,19 @@ def set_phase(name: str, phase: str) -> None:
 
 
 def require_no_old_objects(look: Callable[[], Status], patience: float) -> None:
-    """Wait, for at most ``patience`` seconds, until nothing is in use that the final phase would deny access to, and until
-    an audition meets no new objects.
+    """Wait, for at most ``patience`` seconds, until nothing is in use that the final phase would deny access to, nor
+    what an audition accepted: it belongs to something that has other old objects, which are touched at its end.
 
     ``look`` looks how things are now.  Raises DiagnosticError (O2C0844) when something still is in use.
     """
     end = time.monotonic() + patience
-    while (now := look()).denied_when_final or now.settling:
+    while (now := look()).denied_when_final or now.still_accepted:
         if time.monotonic() >= end:
-            raise _in_use(now.denied_when_final) if now.denied_when_final else _still_met(now)
+            raise (
+                _in_use(now.denied_when_final)
+                if now.denied_when_final
+                else _accepted_in_use(now.still_accepted)
+            )
         time.sleep(_LOOK_EVERY)
 
 
@@ -157,14 +151,15 @@ def _in_use(objects: Sequence[UntrackedObject]) -> DiagnosticError:
     )
 
 
-def _still_met(now: Status) -> DiagnosticError:
+def _accepted_in_use(count: int) -> DiagnosticError:
     return DiagnosticError(
         error(
             "O2C0844",
-            "the audition still meets objects from before loading: access to others would be denied from now on",
-            notes=(f"{now.accepted} are accepted and stay writable, the last one was met a short time ago",),
-            help=f"if no other is met, `final` is possible in {now.settling:.0f} s: `--wait {now.settling + 1:.0f}`; "
-            "or deny access to others: `--force`",
+            f"{count} object{'s' if count > 1 else ''} from before loading, accepted by the audition, in use: access to others "
+            "that belong with them would be denied from now on",
+            notes=("what an open connection touches only at its end (keys, lists) was not judged so far",),
+            help="end what uses them (connections, sockets) and wait for it with `--wait SECONDS`; "
+            "or deny access to the others, over which the kernel may stop: `--force`",
         )
     )
 

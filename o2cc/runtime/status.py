@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,9 +99,6 @@ class Status:
     untracked: tuple[UntrackedObject, ...]
     tracked_objects: int
     accepted: int = 0  # objects from before loading that the audition accepted, and that are alive
-    settling: float = (
-        0.0  # seconds until no such object was accepted for as long as the quiet time of the transition
-    )
     problems: tuple[str, ...] = ()
     unenforced: bool = False  # loaded to prevent violations, and o2c.ko does not have it
     covered: int = 0  # sites that the check of another decides
@@ -112,6 +108,11 @@ class Status:
     def denied_when_final(self) -> tuple[UntrackedObject, ...]:
         """What is in use and what the final phase, were it now, would deny access to."""
         return self.untracked if self.enforced and self.phase == "transition" else ()
+
+    @property
+    def still_accepted(self) -> int:
+        """Old objects in use that stay writable in the final phase, while access to others like them would be denied."""
+        return self.accepted if self.enforced and self.phase == "transition" else 0
 
     def document(self) -> dict[str, object]:
         """For `--json`."""
@@ -165,7 +166,7 @@ def gather(name: str) -> Status:
             stray = sum(row["count"] for row in live.rows("o2c_stray_cookies"))
         objects = _untracked(info, directory / "maps")
         tracked = _entries(info, directory / "maps", "objects")
-        accepted = _accepted(info, directory / "maps")
+        accepted = _entries(info, directory / "maps", "auditions")
         links = [link for link in (directory / "links").iterdir() if link.name.isdigit()]
         missed = _missed_of_links(links)
     except OSError as problem:
@@ -191,7 +192,7 @@ def gather(name: str) -> Status:
         target=info.identity.get("target", ""),
         release=info.identity.get("release", ""),
         phase=phase.name,
-        phase_reason=phases.reason(phase, len(objects) + len(accepted)).replace("NAME", name),
+        phase_reason=phases.reason(phase, len(objects) + accepted).replace("NAME", name),
         enforced=saved.enforced and denying is not None,
         degraded=saved.degraded,
         loaded_for=max(0.0, time.time() - saved.loaded_at),
@@ -207,8 +208,7 @@ def gather(name: str) -> Status:
         lost_tracking=words.get("lost_tracking", 0),
         untracked=objects,
         tracked_objects=tracked,
-        accepted=len(accepted),
-        settling=phases.settling(phase, min(accepted, default=None)) if saved.enforced else 0.0,
+        accepted=accepted,
         problems=tuple(problems),
         unenforced=saved.enforced and denying is None,
         covered=sum(not site.program for site in info.sites),
@@ -308,26 +308,6 @@ def _untracked(info: ObjectInfo, maps: Path) -> tuple[UntrackedObject, ...]:
     finally:
         os.close(descriptor)
     found.sort(key=lambda item: (item.last_seen, item.address))
-    return tuple(found)
-
-
-def _accepted(info: ObjectInfo, maps: Path) -> tuple[float, ...]:
-    """Ages in seconds of the verdicts on old objects that the audition accepted, and that are alive."""
-    layout = _map(info, "objects")
-    if layout is None or _map(info, "auditions") is None:
-        return ()
-    since = 8 * layout.fields.index("since")
-    now = time.monotonic_ns()
-    found = []
-    with ExitStack() as stack:
-        auditions, objects = (kernel_calls.get_pinned(maps / name) for name in ("auditions", "objects"))
-        stack.callback(os.close, auditions)
-        stack.callback(os.close, objects)
-        for key in list(libbpf.keys(auditions, 8)):
-            value = libbpf.lookup(objects, key, 8 * len(layout.fields))
-            if value is not None:
-                met = int.from_bytes(value[since : since + 8], "little")
-                found.append(max(0.0, (now - met) / 1e9))
     return tuple(found)
 
 

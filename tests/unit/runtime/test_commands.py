@@ -136,19 +136,17 @@ def test_doctor_prints_every_finding(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def _in_transition(
-    monkeypatch: pytest.MonkeyPatch, touched: list[int], *, enforced: bool = True, settling: float = 0
+    monkeypatch: pytest.MonkeyPatch, touched: list[int], *, enforced: bool = True, accepted: int = 0
 ) -> list[str]:
-    """A compartment in its transition, with so many objects from before loading at one look after the other, and an
-    audition that is settled in so many seconds; the switches that were made."""
+    """A compartment in its transition, with so many objects from before loading at one look after the other, and so
+    many that an audition accepted; the switches that were made."""
     switched: list[str] = []
 
     def gather(name: str) -> Status:
         count = touched.pop(0) if len(touched) > 1 else touched[0]
         old = tuple(UntrackedObject(0x1000 + i, 0x2000, 9.0, 1.0, 5, "f+0x2") for i in range(count))
         phase = switched[-1] if switched else "transition"
-        return replace(
-            STATUS, phase=phase, enforced=enforced, untracked=old, accepted=bool(settling), settling=settling
-        )
+        return replace(STATUS, phase=phase, enforced=enforced, untracked=old, accepted=accepted)
 
     monkeypatch.setattr(phase_command, "only", lambda name: name)
     monkeypatch.setattr(phase_command, "gather", gather)
@@ -167,14 +165,14 @@ def test_the_final_phase_is_refused_while_old_objects_are_in_use(
     assert switched == []
 
 
-def test_the_final_phase_is_refused_while_the_audition_meets_new_objects(
+def test_the_final_phase_is_refused_while_accepted_objects_are_in_use(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    switched = _in_transition(monkeypatch, [0], settling=41.2)
+    """Catches a connection whose end breaks: what it touches only then is denied."""
+    switched = _in_transition(monkeypatch, [0], accepted=41)
     assert call("phase", "made", "final") == EXIT_ERRORS
     told = capsys.readouterr().err
-    assert "error[O2C0844]: the audition still meets objects" in told
-    assert "`--wait 42`" in told
+    assert "error[O2C0844]: 41 objects from before loading, accepted by the audition, in use" in told
     assert switched == []
     assert call("phase", "made", "final", "--force") == EXIT_CLEAN
     assert switched == ["final"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from o2cc.runtime.phases import FINAL, INERT, TRANSITION, phase_of, reason, settling
+from o2cc.runtime.phases import FINAL, INERT, TRANSITION, phase_of, reason
 
 SECOND = 10**9
 NEVER = 2**64 - 1
@@ -57,20 +57,3 @@ def test_a_transition_that_has_not_begun_does_not_end(started: int) -> None:
 def test_a_touch_that_is_newer_than_the_clock_ends_nothing() -> None:
     """Catches a difference below zero that counts as an eternity."""
     assert phase_of(words(last_untracked=START + 2 * SECOND), START + SECOND).number == TRANSITION
-
-
-@pytest.mark.parametrize(
-    ("changes", "newest", "seconds"),
-    [
-        ({}, None, 0),
-        ({}, 2.0, 3),
-        ({}, 6.0, 0),
-        ({"quiet": NEVER}, 20.0, 40),
-        ({"phase": FINAL}, 2.0, 0),
-    ],
-)
-def test_an_audition_is_settled_when_it_meets_nothing_new(
-    changes: dict[str, int], newest: float | None, seconds: float
-) -> None:
-    """Catches a final phase that begins while objects of open connections are met for the first time."""
-    assert settling(phase_of(words(**changes), START + SECOND), newest) == seconds
