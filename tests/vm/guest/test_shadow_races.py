@@ -20,7 +20,7 @@ import pytest
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import Action, Mode, Site
 from tests.vm.guest.enforcer_support import PROCESS, SOFTIRQ, Form, Forms, Machine, Shadow, start_state
-from tests.vm.guest.heap_support import OWNER, PAGE, FormAlloc, Operation, allocate, give_heap
+from tests.vm.guest.heap_support import LIMIT, OWNER, PAGE, FormAlloc, Operation, allocate, give_heap
 from tests.vm.guest.slow_check import SlowCheck
 from tests.vm.guest.waiting import wait_until
 
@@ -90,13 +90,19 @@ def slow_check(forms: Forms, shadow: Shadow) -> SlowCheck:
 
 
 def confine(
-    enforcer: Enforcer, check: SlowCheck, form: Form, shadow: Shadow, sites: list[Site], mode: Mode
+    enforcer: Enforcer,
+    check: SlowCheck,
+    form: Form,
+    shadow: Shadow,
+    sites: list[Site],
+    mode: Mode,
+    limit: int,
 ) -> None:
-    """A private heap of pages in force, with the check at the store."""
+    """A private heap of pages in force, with the check at the store; ``limit``: its bytes."""
     pages = next(site for site in sites if site.cookie == Operation.PAGES_ADDRESS)
     enforcer.create("race")
     program = enforcer.program(check.program)
-    give_heap(enforcer, shadow, PAGE << LARGER)
+    give_heap(enforcer, shadow, limit)
     enforcer.attach([pages])
     store = form.site(program, strict=mode is Mode.SKIP, action=Action.DENY)
     assert enforcer.attach([store])[0].mode is mode
@@ -164,7 +170,7 @@ def test_a_page_is_nobody_else_s_while_a_store_to_it_is_under_way(
     check = slow_check(forms, shadow)
     # also what o2c.ko does once a second stays off the processor that is held up
     with on_cpu(1), Enforcer() as enforcer:
-        confine(enforcer, check, form, shadow, sites, mode)
+        confine(enforcer, check, form, shadow, sites, mode, PAGE << LARGER)
         for attempt in range(1, ATTEMPTS + 1):
             outcome = race(forms, form, enforcer, shadow, check, context)
             stats = enforcer.stats()[1]
@@ -189,7 +195,7 @@ def test_stores_to_stale_pages_on_all_processors_harm_nobody(
     check = slow_check(forms, shadow)
     check.go_on()
     with Enforcer() as enforcer:
-        confine(enforcer, check, form, shadow, sites, mode)
+        confine(enforcer, check, form, shadow, sites, mode, LIMIT)
         stale = [allocate(forms, Operation.PAGES_ADDRESS).result for _ in range(16)]
         writers = [store_again_and_again(forms, form, stale, cpu) for cpu in range(os.cpu_count() or 1)]
         own, kernel, met, written = stale, [], 0, 0
