@@ -170,13 +170,16 @@ class _Checker:
         )
         self.default = self._default_action()
 
+    def _only_reports(self) -> bool:
+        return {self.default, *(rule.action for rule in self.violations)} == {Action.REPORT}
+
     def check(self) -> CheckedPolicy:
         """Everything, in the order in which one part needs the other."""
         context = self.context
         heap, stack = check_heap(context, self.compartment), check_stack(context, self.compartment)
         audition, transition = (
             check_audition(context, self.compartment),
-            check_transition(context, self.compartment),
+            check_transition(context, self.compartment, only_reports=self._only_reports()),
         )
         missed, strict = check_missed(context, self.compartment), check_probes(context, self.compartment)
         grants = self._grants()

@@ -283,8 +283,10 @@ def decimal(value: Fraction) -> str:
     return f"{number[:-digits]}.{number[-digits:]}" if digits else number
 
 
-def check_transition(context: Context, compartment: nodes.Compartment) -> Transition | None:
-    """When the transition ends, if a rule says so."""
+def check_transition(
+    context: Context, compartment: nodes.Compartment, *, only_reports: bool
+) -> Transition | None:
+    """When the transition ends, if a rule says so.  ``only_reports``: no violation is more than reported."""
     rule = single(
         context, [rule for rule in compartment.rules if isinstance(rule, nodes.Transition)], "transition"
     )
@@ -297,7 +299,19 @@ def check_transition(context: Context, compartment: nodes.Compartment) -> Transi
     at_most = single(context, [item for item in rule.items if isinstance(item, nodes.AtMost)], "`at most`")
     if quiescent is None and at_most is None:
         context.collector.add(
-            warning("O2C0251", "this transition never ends by itself", rule.span, help="add `at most 60 s`")
+            warning(
+                "O2C0251", "this transition never ends by itself", rule.span, help="add `until quiescent`"
+            )
+        )
+    if at_most is not None and not only_reports:
+        context.collector.add(
+            warning(
+                "O2C0252",
+                "this ends the transition even while objects from before loading are in use",
+                at_most.span,
+                "what was not touched by then is a violation: the end of an open connection can stop the kernel",
+                help="leave it out: `until quiescent` waits for them, and `o2c phase NAME final --wait SECONDS` as well",
+            )
         )
     quiet = checker.duration(quiescent.quiet_for) if quiescent and quiescent.quiet_for else None
     return Transition(

@@ -138,6 +138,9 @@ CASES: dict[str, str] = {
     "audition_condition": compartment('audition "t.json" at access { require size > 4 }'),
     "audition_confidence": compartment('audition "t.json" at access { require confidence >= 1.5 }'),
     "transition_never_ends": compartment("transition { }"),
+    "transition_cut_off_under_deny": compartment(
+        "transition { until quiescent, at most 60 s }", "on violation of write deny"
+    ),
     # --- entries, gates, calls
     "entry_not_own": compartment("entry demo_rvc(skb) {}"),
     "entry_twice": compartment("entry demo_rcv(skb) {}", "entry demo_rcv(skb) { gives skb as packet }"),

@@ -45,6 +45,11 @@ def test_every_code_has_a_case() -> None:
     assert used - seen - ELSEWHERE == set()
 
 
+def test_a_policy_that_only_reports_may_cut_its_transition_off() -> None:
+    _, diagnostics, _ = run(compartment("transition { at most 60 s }"))
+    assert "O2C0252" not in {item.code for item in diagnostics}
+
+
 def test_a_good_policy_has_nothing_wrong() -> None:
     policy, diagnostics, sources = run(compartment(*EVERYTHING))
     assert policy is not None
