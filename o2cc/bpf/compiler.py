@@ -10,8 +10,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import struct
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 
@@ -96,28 +96,9 @@ def compile_texts(texts: Sequence[str], largest: int) -> dict[str, MachineCode]:
 
 def _compile_beside(texts: Sequence[str]) -> list[bytes]:
     """The objects of all texts, each made in a thread: LLVM runs without the interpreter's lock.  Raises RuntimeError."""
-    found: dict[int, bytes | Exception] = {}
-
-    def work(number: int) -> None:
-        try:
-            found[number] = _compile(texts[number])
-        except Exception as problem:  # raised again below
-            found[number] = problem
-
     _target()  # not a race of the threads
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, len(texts))]
-    for thread in threads:
-        thread.start()
-    work(0)
-    for thread in threads:
-        thread.join()
-    objects: list[bytes] = []
-    for number in range(len(texts)):
-        result = found[number]
-        if isinstance(result, Exception):
-            raise result
-        objects.append(result)
-    return objects
+    with ThreadPoolExecutor(len(texts)) as pool:
+        return list(pool.map(_compile, texts))
 
 
 def _compile(text: str) -> bytes:

@@ -10,7 +10,7 @@ import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.cli.completion import FILE
-from o2cc.cli.scan import describe_target
+from o2cc.cli.scan import describe_target, kernel_option
 from o2cc.kernel import store
 from o2cc.policy.library import FileResolver
 from o2cc.policy.unknown import Callees, callees_of
@@ -19,14 +19,7 @@ from o2cc.policy.unknown import Callees, callees_of
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
 @click.argument("target", metavar="MODULE|X.o2k", type=FILE)
-@click.option(
-    "-k",
-    "--kernel",
-    "kernel_name",
-    metavar="DIR|RELEASE|VMLINUZ",
-    type=FILE,
-    help="The kernel of the module.",
-)
+@kernel_option
 @click.option("--callers", is_flag=True, help="Also print which functions call each.")
 @click.option("--json", "json_form", is_flag=True, help="Print as JSON.")
 def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: bool, json_form: bool) -> None:

@@ -38,6 +38,16 @@ PROGRESS_AFTER = 2.0
 EXAMPLES = 40
 
 
+kernel_option = click.option(
+    "-k",
+    "--kernel",
+    "kernel_name",
+    metavar="DIR|RELEASE|VMLINUZ",
+    type=FILE,
+    help="The kernel that the code belongs to.",
+)
+
+
 @click.command(context_settings=CONTEXT_SETTINGS)
 @diagnostic_command
 @click.argument("module", required=False, type=FILE)
@@ -51,14 +61,7 @@ EXAMPLES = 40
     type=DIRECTORY,
     help="Scan every module below DIR and sum up; writes nothing.",
 )
-@click.option(
-    "-k",
-    "--kernel",
-    "kernel_name",
-    metavar="DIR|RELEASE|VMLINUZ",
-    type=FILE,
-    help="The kernel that the code belongs to.",
-)
+@kernel_option
 @click.option(
     "--struct",
     "structs",
