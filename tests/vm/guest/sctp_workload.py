@@ -208,14 +208,12 @@ class _Workload:
             listener.listen(8)
             for number in range(self.associations):
                 aborts = number % 2 == 1
-                with _Thread(partial(self.serve_one, listener, aborts)):
-                    client = self.open(family, socket.SOCK_STREAM)
-                    with client:
-                        client.connect(listener.getsockname())
-                        receiver = _Receiver(client)
-                        self.converse(partial(_send, client), receiver)
-                        if aborts:
-                            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ABORT)
+                client, end = self.connected(listener)
+                with _Thread(partial(self.serve_one, end, aborts)), client:
+                    receiver = _Receiver(client)
+                    self.converse(partial(_send, client), receiver)
+                    if aborts:
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ABORT)
                 self.count(receiver)
                 self.ended(aborts)
 
@@ -230,9 +228,9 @@ class _Workload:
                 listener.bind((LOOPBACK[family], 0))
                 listener.listen(8)
                 for _ in range(self.associations):
-                    stack.enter_context(_Thread(partial(self.serve_one, listener, False)))
-                    client = stack.enter_context(self.open(family, socket.SOCK_STREAM))
-                    client.connect(listener.getsockname())
+                    client, end = self.connected(listener)
+                    stack.enter_context(_Thread(partial(self.serve_one, end, False)))
+                    stack.enter_context(client)
                     ends.append((client, _Receiver(client), Counter()))
             self.round(ends)
             ready()
@@ -247,8 +245,14 @@ class _Workload:
         for client, receiver, sequence in ends:
             self.converse(partial(_send, client), receiver, sequence)
 
-    def serve_one(self, listener: socket.socket, aborts: bool) -> None:
-        end, _ = listener.accept()
+    def connected(self, listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+        """Both ends of a new association.  Each thread is given its end: threads that accept may swap associations, and
+        then wait for the end of one that is closed later."""
+        client = self.open(listener.family, socket.SOCK_STREAM)
+        client.connect(listener.getsockname())
+        return client, listener.accept()[0]
+
+    def serve_one(self, end: socket.socket, aborts: bool) -> None:
         with end:
             self.prepare(end)
             receiver = _Receiver(end)
@@ -430,12 +434,15 @@ class Steady:
             os.kill(self._child, signal.SIGKILL)
             os.waitpid(self._child, 0)
 
-    def stop(self) -> Summary:
-        """Close the associations gracefully; what was carried."""
+    def stop(self, limit: float = 120.0) -> Summary:
+        """Close the associations gracefully; what was carried.  One that has not ended in ``limit`` seconds is an error."""
         # a word, since children that were forked later hold the pipe open
         os.write(self._end, b"end")
         os.close(self._end)
         with os.fdopen(self._result, "rb") as answer:
+            if not select.select([answer], [], [], limit)[0]:
+                left = Path("/proc/net/sctp/assocs").read_text()
+                return Summary(errors=[f"associations have not ended after {limit:.0f} s:\n{left}"])
             told = answer.read()
         os.waitpid(self._child, 0)
         self._child = 0
