@@ -11,14 +11,14 @@ import faulthandler
 import os
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import llvmlite.binding as llvm
 
 from o2cc.bpf.elf_writer import RelocationType
 from o2cc.diagnostics import DiagnosticError, error
+from o2cc.second_process import begin
 
 CPU = "v3"  # 32-bit arithmetic and jumps, fetching atomics: all there since Linux 5.12
 _SPEED = 2
@@ -95,10 +95,11 @@ def compile_texts(texts: Sequence[str], largest: int) -> dict[str, MachineCode]:
 
 
 def _compile_beside(texts: Sequence[str]) -> list[bytes]:
-    """The objects of all texts, each made in a thread: LLVM runs without the interpreter's lock.  Raises RuntimeError."""
-    _target()  # not a race of the threads
-    with ThreadPoolExecutor(len(texts)) as pool:
-        return list(pool.map(_compile, texts))
+    """The objects of all texts, of which this process makes the last.  Raises RuntimeError."""
+    _target()  # once for all
+    others = [begin(partial(_compile, text)) for text in texts[:-1]]
+    last = [_compile(text) for text in texts[-1:]]
+    return [*(other.result() for other in others), *last]
 
 
 def _compile(text: str) -> bytes:

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from o2cc.diagnostics import DiagnosticError
 from o2cc.files import read_bytes
 from o2cc.kernel.description import KernelFacts
 from o2cc.kernel.elf import ElfFile, read_elf
 from o2cc.kernel.errors import BROKEN_BTF, NO_KERNEL, failure
 from o2cc.kernel.image import MODULE_SUFFIXES, decompress, kernel_image
 from o2cc.resources import cache_directory
+from o2cc.second_process import Task, begin
 
 # What reads BTF and symbols is imported when it is needed: it brings numpy, and finding a kernel takes none of it.
 if TYPE_CHECKING:
@@ -63,6 +61,10 @@ class Kernel:
     @cached_property
     def parts(self) -> KernelParts:
         """What a scan of a module needs; unlike the whole image it is small enough to be kept."""
+        ahead: Task[KernelParts] | None = self.__dict__.pop("_ahead", None)
+        return ahead.result() if ahead is not None else self._read_parts()
+
+    def _read_parts(self) -> KernelParts:
         elf = self.elf if "image" in self.__dict__ else read_elf(self._unpack(), str(self.path))
         from o2cc.kernel.kallsyms import read_kallsyms
 
@@ -80,14 +82,9 @@ class Kernel:
         return kernel_image(read_bytes(self.path), str(self.path))
 
     def prefetch(self) -> None:
-        """Start to unpack the kernel in the background; whoever asks for it waits for that."""
-        if "parts" not in self.__dict__:
-            threading.Thread(target=self._unpack_quietly, daemon=True).start()
-
-    def _unpack_quietly(self) -> None:
-        # What goes wrong is raised again to the one who asks.
-        with suppress(DiagnosticError):
-            _ = self.parts
+        """Start to read `parts` in the background; whoever asks for them waits for that, and is told what goes wrong."""
+        if not {"image", "parts", "_ahead"} & self.__dict__.keys():
+            self.__dict__["_ahead"] = begin(self._read_parts)
 
     @cached_property
     def elf(self) -> ElfFile:

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "o2cc"
 # What everything may use, then a part a line, each of which may use only what stands before it.
-BASE = {"__version__", "diagnostics", "resources", "files"}
+BASE = {"__version__", "diagnostics", "resources", "files", "second_process"}
 ORDER = (
     "report",
     "syntax",
