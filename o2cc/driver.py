@@ -92,6 +92,7 @@ def _module_file(kernel: str | None, caching: bool = True) -> ModuleFile | None:
 def _describe(module: ModuleFile) -> Description:
     description = module.describe()
     module.keep(description)
+    module.kernel.forget()
     return description
 
 
@@ -141,11 +142,18 @@ def target_of(parsed: ParsedModule) -> str:
 
 
 def compile_source(
-    source: SourceFile, options: CompileOptions, inner: Options, watch: Stopwatch
+    source: SourceFile,
+    options: CompileOptions,
+    inner: Options,
+    watch: Stopwatch,
+    module: ModuleFile | None = None,
 ) -> tuple[Compiled, tuple[Diagnostic, ...]]:
-    """Everything up to optimized IR, with the warnings.  Raises DiagnosticError."""
+    """Everything up to optimized IR, with the warnings.  ``module``: that which the options name, if it is open already.
+
+    Raises DiagnosticError.
+    """
     with watch.stage("description"):
-        module = _module_file(options.kernel, options.caching)
+        module = module or _module_file(options.kernel, options.caching)
     directory = Path(source.name).parent if not source.name.startswith("<") else None
     resolve = FileResolver(directory, further=tuple(map(Path, options.search_path)))
     with watch.stage("syntax"):
@@ -154,7 +162,6 @@ def compile_source(
     with watch.stage("description"):
         target = target_of(parsed)
         description = _describe(module) if module else find_description(target, options.kernel, source)
-        del module  # with the kernel's types and symbols, a tenth of all memory
     tree_path = tree_path_of(parsed)
     if tree_path is not None:
         from o2cc.trees.file import read_tree  # late: few policies have one
@@ -165,13 +172,15 @@ def compile_source(
     return compiled, (*fallback_note(description, options.kernel, source), *compiled.warnings)
 
 
-def compile_policy(source: SourceFile, options: CompileOptions) -> CompilationResult:
-    """What the command line asks for.  Raises DiagnosticError."""
+def compile_policy(
+    source: SourceFile, options: CompileOptions, *, module: ModuleFile | None = None
+) -> CompilationResult:
+    """What the command line asks for.  ``module``: as for `compile_source`.  Raises DiagnosticError."""
     watch = Stopwatch()
     passes = parse_pipeline(",".join(options.passes), PASSES) if options.passes is not None else None
     degrade = Action(str(options.degrade)) if options.degrade is not None else None
     inner = Options(layout=options.layout, degrade=degrade, passes=passes)
-    compiled, warnings = compile_source(source, options, inner, watch)
+    compiled, warnings = compile_source(source, options, inner, watch, module)
     diagnostics = (*warnings, *_enforcement_notes(compiled.policy, degrade))
     emitted: ObjectFile | None = None
     match options.emit:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -22,9 +23,13 @@ from o2cc.cli.common import (
 from o2cc.cli.completion import DIRECTORY, FILE, complete_code, complete_kernel
 from o2cc.files import STANDARD_STREAM, write_atomic
 from o2cc.kernel.collection import without_collection
+from o2cc.kernel.image import MODULE_SUFFIXES
 from o2cc.options import CompileOptions, Degrade, Emit
 from o2cc.report.explain import explain
 from o2cc.report.warnings import WarningOptions, parse_warning_options
+
+if TYPE_CHECKING:
+    from o2cc.kernel.module_file import ModuleFile
 
 
 def _explain_and_exit(context: click.Context, parameter: click.Parameter, code: str | None) -> None:
@@ -52,6 +57,15 @@ def _warnings(context: click.Context, parameter: click.Parameter, values: tuple[
         return parse_warning_options(values)
     except ValueError as problem:
         raise click.BadParameter(str(problem)) from None
+
+
+def _open_module(options: CompileOptions) -> ModuleFile | None:
+    """The module that is the target, if it is one."""
+    if options.kernel is None or not options.kernel.endswith(MODULE_SUFFIXES):
+        return None
+    from o2cc.kernel.module_file import open_module_file
+
+    return open_module_file(options.kernel, caching=options.caching)
 
 
 def _choices(kind: type[Emit] | type[Layout] | type[Degrade]) -> click.Choice[str]:
@@ -178,9 +192,11 @@ def o2cc(
         caching=not no_cache,
     )
     with without_collection():
-        from o2cc.driver import compile_policy  # late: `--help` and `--explain` need none of it
+        # Late: `--help` and `--explain` need none of it, and the kernel unpacks while the rest is loaded.
+        module = _open_module(options)
+        from o2cc.driver import compile_policy
 
-        compiled = compile_policy(source, options)
+        compiled = compile_policy(source, options, module=module)
     reporter.extend(compiled.diagnostics)
     if reporter.has_errors:
         return EXIT_CLEAN  # the reporter turns it into 1

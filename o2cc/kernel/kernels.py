@@ -86,6 +86,11 @@ class Kernel:
         if not {"image", "parts", "_ahead"} & self.__dict__.keys():
             self.__dict__["_ahead"] = begin(self._read_parts)
 
+    def forget(self) -> None:
+        """Drop what was read, types and symbols above all, to be read again by whoever still asks."""
+        for name in ("_ahead", "parts", "image", "elf", "btf", "facts"):
+            self.__dict__.pop(name, None)
+
     @cached_property
     def elf(self) -> ElfFile:
         return read_elf(self.image, str(self.path))

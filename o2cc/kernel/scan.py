@@ -7,7 +7,7 @@ The result depends on the bytes of the files alone: the same input gives an equa
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -128,6 +128,8 @@ def _describe_module(
     tables = section_tables(layout)
     patches = read_patches(layout, tables)
     prepared = prepare(layout, patches)
+    dependencies = list(_dependencies(info.get("depends", ""), kernel))
+    # From here on the kernel is needed.
     if kernel.release and release != kernel.release:
         message = f"the module belongs to `{release}`, the kernel is `{kernel.release}`"
         raise failure(
@@ -154,7 +156,7 @@ def _describe_module(
         imports,
         release,
         _module_last(layout),
-        _dependency_btf(info.get("depends", ""), kernel, problems),
+        _dependency_btf(dependencies, kernel, problems),
     )
     analysed.add_structs(structs)
     own_counts = Counter(symbol.name for symbol in elf.symbols if _is_kallsyms_symbol(elf, symbol))
@@ -334,15 +336,26 @@ def _within(unit: Unit, addresses: list[int]) -> list[int]:
     return result
 
 
-def _dependency_btf(depends: str, kernel: Kernel, problems: list[str]) -> list[Btf]:
+def _dependencies(depends: str, kernel: Kernel) -> Iterator[tuple[str, Path, ElfFile | DiagnosticError]]:
+    """Name, path and file of the modules that this one imports from."""
+    for name in filter(None, depends.split(",")):
+        if kernel.has_module(name):
+            path = kernel.find_module(name)
+            try:
+                yield name, path, read_elf(read_module(path), str(path))
+            except DiagnosticError as problem:
+                yield name, path, problem
+
+
+def _dependency_btf(
+    dependencies: Iterable[tuple[str, Path, ElfFile | DiagnosticError]], kernel: Kernel, problems: list[str]
+) -> list[Btf]:
     """BTF of the modules that this one imports from."""
     found: list[Btf] = []
-    for name in filter(None, depends.split(",")):
-        if not kernel.has_module(name):
-            continue
+    for name, path, elf in dependencies:
         try:
-            path = kernel.find_module(name)
-            elf = read_elf(read_module(path), str(path))
+            if isinstance(elf, DiagnosticError):
+                raise elf
             section = elf.section_by_name.get(".BTF")
             if section is not None:
                 found.append(read_btf(elf.content(section), str(path), kernel.btf))
