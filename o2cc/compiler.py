@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from o2cc import lower as lowering
-from o2cc.bpf.emit import ObjectFile, emit_object
+from o2cc.bpf.compiler import CompiledText
+from o2cc.bpf.emit import Ahead, ObjectFile, compile_shared, emit_object
 from o2cc.bpf.info import HeapCallInfo, HeapInfo, OpsTargetsInfo
 from o2cc.bpf.layout import Layout
 from o2cc.diagnostics import Diagnostic, SourceFile, Span
@@ -29,7 +31,7 @@ from o2cc.lower.heap import PrivateHeap
 from o2cc.lower.lower import LIBRARY, lower
 from o2cc.lower.targets import OpsTables
 from o2cc.passes.manager import Observer, Pass, PassContext, run_pipeline
-from o2cc.passes.registry import default_pipeline
+from o2cc.passes.registry import CODE, default_pipeline
 from o2cc.policy.checker import check
 from o2cc.policy.model import (
     Action,
@@ -42,6 +44,7 @@ from o2cc.policy.model import (
     ViolationKind,
 )
 from o2cc.policy.names import ParsedModule, Resolver
+from o2cc.second_process import begin
 from o2cc.syntax import nodes as syntax
 from o2cc.syntax.parser import parse
 
@@ -70,7 +73,8 @@ class Options:
     """What the command line can ask for.
 
     ``degrade``: a weaker action that the engineer accepts by name where the policy's needs enforcement.
-    ``passes``: instead of the default pipeline.  ``tree``: that of the policy's audition.
+    ``passes``: instead of the default pipeline.  ``tree``: that of the policy's audition.  ``ahead``: an object will be
+    made of the module, so that LLVM can begin with what passes over sites do not change.
     """
 
     layout: Layout = Layout.SITE
@@ -78,6 +82,7 @@ class Options:
     degrade: Action | None = None
     passes: Sequence[Pass] | None = None
     observe: Observer | None = None
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ class Compiled:
     total_sites: int
     ops_targets: tuple[OpsTables, ...]
     heap: PrivateHeap | None
+    ahead: Ahead
 
 
 def library_sources() -> dict[str, SourceFile]:
@@ -153,6 +159,11 @@ def compile_module(
     with watch.stage("lower"):
         library = library_sources()
         lowered = lower(policy, description, library, options.tree)
+    early = options.ahead and options.passes is None
+    ahead = Ahead(
+        frozenset(function.name for function in lowered.module.functions),
+        begin(partial(_shared_code, lowered.module)) if early else None,
+    )
     with watch.stage("passes"):
         context = pass_context(policy, description)
         passes = options.passes if options.passes is not None else default_pipeline(context)
@@ -173,7 +184,15 @@ def compile_module(
         len(lowered.module.sites) + len(lowered.module.discharged) + len(lowered.unchecked),
         lowered.ops_targets,
         lowered.heap,
+        ahead,
     )
+
+
+def _shared_code(module: ir.Module) -> CompiledText | None:
+    """Passes and LLVM over shared functions and hooks, with every check that may stay."""
+    for step in CODE:
+        module = step.run(module, PassContext())
+    return compile_shared(module)
 
 
 def degraded(policy: CheckedPolicy, action: Action) -> CheckedPolicy:
@@ -246,6 +265,7 @@ def emit(compiled: Compiled, options: Options, watch: Stopwatch) -> ObjectFile:
             heap=_heap(compiled),
             codes=codes_of(compiled.description),
             breakpoints=breakpoints_of(compiled.description),
+            ahead=compiled.ahead,
         )
 
 

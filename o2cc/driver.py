@@ -179,7 +179,8 @@ def compile_policy(
     watch = Stopwatch()
     passes = parse_pipeline(",".join(options.passes), PASSES) if options.passes is not None else None
     degrade = Action(str(options.degrade)) if options.degrade is not None else None
-    inner = Options(layout=options.layout, degrade=degrade, passes=passes)
+    ahead = options.figures or options.emit is Emit.OBJECT
+    inner = Options(layout=options.layout, degrade=degrade, passes=passes, ahead=ahead)
     compiled, warnings = compile_source(source, options, inner, watch, module)
     diagnostics = (*warnings, *_enforcement_notes(compiled.policy, degrade))
     emitted: ObjectFile | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import fcntl
 import os
 import pickle
 import signal
@@ -22,6 +23,7 @@ from typing import Generic, NoReturn, TypeVar
 T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+_PIPE = 1 << 20  # bytes that a process can leave behind when it ends, as far as everybody may have (pipe(7))
 
 
 class Task(Generic[T]):
@@ -58,6 +60,8 @@ def _fork(work: Callable[[], object]) -> tuple[int, int] | None:
         reader, writer = os.pipe()
     except OSError:
         return None
+    with suppress(OSError):
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE)
     parent = os.getpid()
     # An interrupt is no exception there, not even at once.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

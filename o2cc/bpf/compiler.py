@@ -18,7 +18,7 @@ import llvmlite.binding as llvm
 
 from o2cc.bpf.elf_writer import RelocationType
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.second_process import begin
+from o2cc.second_process import Task, begin
 
 CPU = "v3"  # 32-bit arithmetic and jumps, fetching atomics: all there since Linux 5.12
 _SPEED = 2
@@ -72,15 +72,29 @@ def data_layout() -> str:
     return str(_target_machine().target_data)
 
 
-def compile_texts(texts: Sequence[str], largest: int) -> dict[str, MachineCode]:
+@dataclass(frozen=True, slots=True)
+class CompiledText:
+    """LLVM's object for a module's text."""
+
+    text: str
+    data: bytes
+
+
+def compile_texts(
+    texts: Sequence[str], largest: int, ahead: Task[CompiledText | None] | None = None
+) -> dict[str, MachineCode]:
     """Compiles modules side by side. Every function of theirs is in a section named like itself with a dot before (the
-    assembler wants them different).  ``largest`` is the length of the longest function's text.
+    assembler wants them different).  ``largest`` is the length of the longest function's text; ``ahead`` gives what was
+    compiled before, which may be the first text or another.
 
     Raises DiagnosticError: O2C0605 when LLVM refuses a text, which is a mistake in the compiler; O2C0610
     when a function is too large for BPF's jumps.
     """
     try:
-        objects = [_compile_apart(text) for text in texts] if largest > _LARGE else _compile_beside(texts)
+        if largest > _LARGE:
+            objects = [_compile_apart(text) for text in texts]
+        else:
+            objects = _compile_beside(texts, ahead)
     except RuntimeError as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else "no reason given"
         raise DiagnosticError(
@@ -94,12 +108,27 @@ def compile_texts(texts: Sequence[str], largest: int) -> dict[str, MachineCode]:
     return {name: code for data in objects for name, code in _read_object(data).items()}
 
 
-def _compile_beside(texts: Sequence[str]) -> list[bytes]:
-    """The objects of all texts, of which this process makes the last.  Raises RuntimeError."""
+def compile_ahead(text: str, largest: int) -> CompiledText | None:
+    """What `compile_texts` would do with a text; None where it would raise, or do it in a process of its own."""
+    try:
+        return CompiledText(text, _compile(text)) if largest <= _LARGE else None
+    except RuntimeError:
+        return None
+
+
+def _compile_beside(texts: Sequence[str], ahead: Task[CompiledText | None] | None) -> list[bytes]:
+    """The objects of all texts: one is made in another process, if it was not ahead the first.  Raises RuntimeError."""
     _target()  # once for all
-    others = [begin(partial(_compile, text)) for text in texts[:-1]]
-    last = [_compile(text) for text in texts[-1:]]
-    return [*(other.result() for other in others), *last]
+    other = 0 if ahead is None else 1
+    task = begin(partial(_compile, texts[other])) if other < len(texts) else None
+    made = {number: _compile(text) for number, text in enumerate(texts) if number > other}
+    if task is not None:
+        made[other] = task.result()
+    known = ahead.result() if ahead is not None else None
+    for number, text in enumerate(texts):
+        if number not in made:
+            made[number] = known.data if known is not None and known.text == text else _compile(text)
+    return [made[number] for number in range(len(texts))]
 
 
 def _compile(text: str) -> bytes:

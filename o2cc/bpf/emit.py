@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from o2cc.bpf.assembly import Assembler
-from o2cc.bpf.compiler import MachineCode, compile_texts, data_layout
+from o2cc.bpf.compiler import CompiledText, MachineCode, compile_ahead, compile_texts, data_layout
 from o2cc.bpf.info import HeapInfo, HookInfo, OpsTargetsInfo
 from o2cc.bpf.layout import Layout, table_layout
 from o2cc.bpf.limits import check_stacks
@@ -30,6 +30,7 @@ from o2cc.bpf.source_lines import SourceLines
 from o2cc.diagnostics import Collector, DiagnosticError, error
 from o2cc.ir import nodes
 from o2cc.ir.walk import Body, calls
+from o2cc.second_process import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,18 @@ class ObjectFile:
     statistics: Statistics
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Shared code that need not wait for the object: `compile_shared` of a module before it was optimized.
+
+    ``functions`` are those of that module; None: all.  What passes add to them is compiled with the checks, whether or
+    not anything was compiled before: the object does not depend on it.
+    """
+
+    functions: frozenset[str] | None = None
+    task: Task[CompiledText | None] | None = None
+
+
 def emit_object(
     module: nodes.Module,
     *,
@@ -61,14 +74,16 @@ def emit_object(
     heap: HeapInfo | None = None,
     codes: Mapping[tuple[str, int], str] | None = None,
     breakpoints: Collection[tuple[str, int]] = (),
+    ahead: Ahead = Ahead(),
 ) -> ObjectFile:
     """Compiles a module.  ``sources`` gives the text of every source that a span names, ``ops_targets`` what the loader
     must look up in other modules, ``heap`` the private heap that it must ask for, ``codes`` the instructions where probes
-    go, by function and offset, ``breakpoints`` the places of probes that the kernel must not make jumps of.
+    go, by function and offset, ``breakpoints`` the places of probes that the kernel must not make jumps of.  ``ahead``
+    says what was compiled before.
 
     Raises DiagnosticError: O2C0600 to O2C0607.
     """
-    return _emit(module, layout, sources, ops_targets, heap, codes, breakpoints)
+    return _emit(module, layout, sources, ops_targets, heap, codes, breakpoints, ahead)
 
 
 def emit_test_object(module: nodes.Module, *, sources: Mapping[str, str]) -> ObjectFile:
@@ -89,6 +104,7 @@ def _emit(
     heap: HeapInfo | None = None,
     codes: Mapping[tuple[str, int], str] | None = None,
     breakpoints: Collection[tuple[str, int]] = (),
+    ahead: Ahead = Ahead(),
     *,
     as_test: bool = False,
 ) -> ObjectFile:
@@ -100,7 +116,7 @@ def _emit(
         module = replace(module, tables=(*module.tables, *data))
         _check_module(module)
     functions = _reachable(module, (*(c for c in module.checks if c.name in by_check), *module.hooks))
-    machine, spans = _compile(module, functions, by_check, tables)
+    machine, spans = _compile(module, functions, by_check, tables, ahead)
     roots = {SymbolKind.CHECK + c.name: c.span for c in module.checks if c.name in by_check}
     roots |= {SymbolKind.HOOK + h.name: h.span for h in module.hooks}
     if deep := check_stacks(machine, roots):
@@ -224,21 +240,36 @@ def _reachable(module: nodes.Module, roots: Iterable[Body]) -> list[nodes.Functi
     return [function for function in module.functions if function.name in wanted]
 
 
+def compile_shared(module: nodes.Module) -> CompiledText | None:
+    """Compiles shared functions and hooks, before the object is made: as long as they stay what they are in this module,
+    whatever becomes of sites and checks.  None where something is wrong, which `emit_object` will tell."""
+    try:
+        functions = _reachable(module, (*module.checks, *module.hooks))
+        text = _module_text(module, (*functions, *module.hooks), {}, Spans())
+    except DiagnosticError:
+        return None
+    return compile_ahead(text.text(), text.largest)
+
+
 def _compile(
     module: nodes.Module,
     functions: Sequence[nodes.Function],
     by_check: Mapping[str, list[nodes.Site]],
     tables: Mapping[str, SiteTable],
+    ahead: Ahead,
 ) -> tuple[dict[str, MachineCode], Spans]:
-    """Runs LLVM over everything that the object needs: shared functions and hooks beside checks, about half each."""
+    """Runs LLVM over everything that the object needs, in three parts that take about as long: shared functions and
+    hooks, and checks."""
     spans = Spans()
     checks = [check for check in module.checks if check.name in by_check]
-    inline = [function for function in functions if function.inline]
-    texts = (
-        _module_text(module, (*functions, *module.hooks), tables, spans),
-        _module_text(module, (*inline, *checks), tables, spans),
-    )
-    machine = compile_texts([text.text() for text in texts], max(text.largest for text in texts))
+    shared = [f for f in functions if ahead.functions is None or f.name in ahead.functions]
+    added = [f for f in functions if ahead.functions is not None and f.name not in ahead.functions]
+    inline = [f for f in shared if f.inline]
+    middle = len(checks) // 2
+    texts = [_module_text(module, (*shared, *module.hooks), tables, spans)]
+    parts: tuple[tuple[Body, ...], ...] = ((*added, *checks[:middle]), tuple(checks[middle:]))
+    texts += [_module_text(module, (*inline, *part), tables, spans) for part in parts if part]
+    machine = compile_texts([text.text() for text in texts], max(text.largest for text in texts), ahead.task)
     return machine, spans
 
 

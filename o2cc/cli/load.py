@@ -189,7 +189,7 @@ def _object(
     # Another kernel's description, which commands without root fall back on, would only be refused later.
     kernel = kernel or os.uname().release
     options = CompileOptions(kernel=kernel, layout=layout, degrade=Degrade(degrade) if degrade else None)
-    inner = Options(layout=layout, degrade=Action(degrade) if degrade else None)
+    inner = Options(layout=layout, degrade=Action(degrade) if degrade else None, ahead=True)
     watch = Stopwatch()
     progress("compile", 0, 2)
     compiled, warnings = compile_source(source, options, inner, watch)

@@ -41,7 +41,7 @@ _SITES: tuple[Pass, ...] = (
     DischargeCheckedBefore(),
     MergeChecks(),
 )
-_CODE: tuple[Pass, ...] = (
+CODE: tuple[Pass, ...] = (
     MergeEqual(),  # half of the checks that lowering makes: the passes after it have less to do
     ConstantFolding(),
     SimplifyControlFlow(),
@@ -49,8 +49,9 @@ _CODE: tuple[Pass, ...] = (
     MergeEqual(),
     UnusedFunctions(),
 )
+"""The passes over code, which need no facts."""
 
 
 def default_pipeline(context: PassContext) -> tuple[Pass, ...]:
     """What the compiler runs: each pass over sites whose facts the context gives, then the passes over code."""
-    return (*(step for step in _SITES if step.requires <= context.facts), *_CODE)
+    return (*(step for step in _SITES if step.requires <= context.facts), *CODE)
