@@ -16,14 +16,17 @@ from o2cc.diagnostics import DiagnosticError, error
 _PRINT = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
+_INFO = 1  # enum libbpf_print_level (tools/lib/bpf/libbpf.h): warnings are 0, what is for debugging is 2
+
 _log: list[str] = []
 
 
 def _collect(level: int, template: bytes, arguments: int) -> int:
+    if level > _INFO:  # several for each program and map
+        return 0
     buffer = ctypes.create_string_buffer(1 << 16)
     ctypes.CDLL(None).vsnprintf(buffer, len(buffer), template, ctypes.c_void_p(arguments))
-    if level <= 1:  # LIBBPF_WARN, LIBBPF_INFO
-        _log.append(buffer.value.decode(errors="replace").rstrip("\n"))
+    _log.append(buffer.value.decode(errors="replace").rstrip("\n"))
     return 0
 
 

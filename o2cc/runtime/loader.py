@@ -34,7 +34,6 @@ DRAIN_PATIENCE = 10.0  # seconds
 _REPORTED_EVERY = 50  # sites between two reports of progress
 _SHOWN_GAPS = 10
 _AT_FUNCTIONS = ("kprobe", "kretprobe")  # hooks of these kinds are at a function of the kernel
-_NO_SYMBOLS = running_kernel.Symbols({}, frozenset())
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,9 @@ class _Names:
     kernel: running_kernel.Symbols
 
 
-def _read_names(info: ObjectInfo) -> _Names:
-    """The addresses of the running kernel.  Raises DiagnosticError (O2C0803) when they are hidden."""
+def _read_names(info: ObjectInfo, *, ends: bool) -> _Names:
+    """The addresses of the running kernel, for ``ends`` of all its functions.  Raises DiagnosticError (O2C0803) when they
+    are hidden."""
     text = running_kernel.read_kallsyms()
     module = info.identity.get("target") if info.identity.get("kind") == "module" else None
     target = running_kernel.symbols_in(text, module)
@@ -89,8 +89,8 @@ def _read_names(info: ObjectInfo) -> _Names:
         )
     if module is None:
         return _Names(target, target)
-    at_functions = any(hook.kind in _AT_FUNCTIONS for hook in info.hooks)
-    return _Names(target, running_kernel.symbols_in(text, None) if at_functions else _NO_SYMBOLS)
+    hooked = [hook.target for hook in info.hooks if hook.kind in _AT_FUNCTIONS]
+    return _Names(target, running_kernel.symbols_in(text, None, None if hooked and ends else hooked))
 
 
 def load(
@@ -133,7 +133,7 @@ def _load(
     options: LoadOptions,
     progress: Progress,
 ) -> state.State:
-    names = _read_names(info)
+    names = _read_names(info, ends=needs is not None and needs.strict)
     planned = make_plan(info, names.target, options.wanted)
     if not planned.attachments:
         raise _nothing_attached(info.name, planned.failures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,16 +125,40 @@ class Symbols:
     ambiguous: frozenset[str]
 
 
-def symbols_in(kallsyms: str, module: str | None) -> Symbols:
-    """Functions of a module (None: of the kernel itself) by the text of /proc/kallsyms."""
-    tag = f"\\t\\[{re.escape(module.replace('-', '_'))}\\]" if module else ""
+def symbols_in(kallsyms: str, module: str | None, names: Iterable[str] | None = None) -> Symbols:
+    """Functions of a module (None: of the kernel itself) by the text of /proc/kallsyms; only those of ``names``, if given.
+
+    There are 170,000 lines; what most of them say is not looked at where the end of a line tells enough.
+    """
+    found: Iterable[tuple[str, ...]]
+    if module is not None:
+        tag = f"\t[{module.replace('-', '_')}]"
+        wanted = None if names is None else set(names)
+        found = (tuple(line[: -len(tag)].split(" ", 2)) for line in _lines_ending_in(kallsyms, tag))
+        found = (parts for parts in found if wanted is None or parts[2] in wanted)
+    elif names is not None:
+        ends = (f" {name}" for name in set(names))
+        found = (tuple(line.split(" ", 2)) for end in ends for line in _lines_ending_in(kallsyms, end))
+    else:
+        found = re.findall(r"^([0-9a-f]+) ([tTwW]) (\S+)$", kallsyms, re.MULTILINE)
     addresses: dict[str, int] = {}
     ambiguous: set[str] = set()
-    for number, name in re.findall(rf"^([0-9a-f]+) [tTwW] (\S+){tag}$", kallsyms, re.MULTILINE):
+    for number, kind, name in found:
+        if kind not in "tTwW":
+            continue
         address = int(number, 16)
         if addresses.setdefault(name, address) != address:
             ambiguous.add(name)
     return Symbols(addresses, frozenset(ambiguous))
+
+
+def _lines_ending_in(text: str, end: str) -> Iterator[str]:
+    """The lines of a text, each ended by a newline, that end so."""
+    end += "\n"
+    at = text.find(end)
+    while at >= 0:
+        yield text[text.rfind("\n", 0, at) + 1 : at + len(end) - 1]
+        at = text.find(end, at + len(end) - 1)
 
 
 def read_symbols(module: str | None) -> Symbols:
