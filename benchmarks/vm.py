@@ -65,7 +65,8 @@ def main(
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kernel", choices=SERIES, default=next(iter(SERIES)))
+    counted = [series for series in SERIES if not (count_instructions and series in _NOT_COUNTED)]
+    parser.add_argument("--kernel", choices=SERIES, default=counted[0])
     parser.add_argument("--limit", type=int, default=limit, help="seconds until the VM is killed")
     parser.add_argument("--guest", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
