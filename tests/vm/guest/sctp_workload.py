@@ -403,7 +403,7 @@ class Steady:
     """
 
     def __init__(
-        self, *, associations: int = 1, messages: int = 6, limit: float = 600.0, seed: int = 1
+        self, *, associations: int = 1, messages: int = 6, limit: float = 2400.0, seed: int = 1
     ) -> None:
         self._result, result = os.pipe()
         is_ready, ready = os.pipe()

@@ -149,7 +149,7 @@ def end_old_associations(old: Steady, began: float) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     ("name", "everything"),
     [
