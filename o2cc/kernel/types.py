@@ -30,6 +30,9 @@ LAYOUTS = (
 # Enumerators that are recorded, with all others of their enums.
 ENUMERATORS = ("PG_slab", "PG_head", "PGTY_slab", "_SLAB_RED_ZONE", "HI_SOFTIRQ")
 
+# Enums whose values a struct keeps as plain numbers, so that nothing in BTF leads from one to the other.
+ENUMS_OF_STRUCTS = {"iov_iter": "iter_type"}  # include/linux/uio.h
+
 SYMBOLS = (
     "page_offset_base", "vmemmap_base", "vmalloc_base", "vmemmap_populate", "phys_base", "_text", "_stext", "_etext",
     "_sdata", "_edata", "__bss_start", "__bss_stop", "_end", "__start_rodata", "__end_rodata", "__per_cpu_start",
@@ -211,6 +214,13 @@ class TypeBuilder:
             members.append(Member(member.name, member.offset_bits, inner, member.bitfield_size))
             self._add_unnamed(member.type)
         self.structs[name] = Struct(name, which, item.reference, tuple(members))
+        if name in ENUMS_OF_STRUCTS:
+            self._add_enum(self.btf.find(ENUMS_OF_STRUCTS[name], kinds.ENUM))
+
+    def _add_enum(self, id: int | None) -> None:
+        name = self.btf.type(id).name if id is not None else ""
+        if id is not None and name and name not in self.enums:
+            self.enums[name] = Enum(name, self.btf.enumerators(id))
 
     def _add_unnamed(self, id: int) -> None:
         """Add an aggregate that has no tag (named by its typedef or its place), and enums."""
@@ -223,9 +233,7 @@ class TypeBuilder:
         if kind in (kinds.STRUCT, kinds.UNION) and not self.btf.type(id).name and id in self.names:
             self.add_struct(id)
         elif kind in (kinds.ENUM, kinds.ENUM64):
-            name = self.btf.type(id).name
-            if name and name not in self.enums:
-                self.enums[name] = Enum(name, self.btf.enumerators(id))
+            self._add_enum(id)
 
     def _embedded(self, seeds: dict[int, None]) -> dict[int, None]:
         """The seeds and all aggregates inside of them."""

@@ -30,6 +30,8 @@ _FIELDS = (
     "kmem_cache.name",
     "kmem_cache.refcount",
     "task_struct.comm",
+    "hlist_node.next",
+    "hlist_node.pprev",
 )
 
 

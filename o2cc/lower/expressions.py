@@ -192,6 +192,8 @@ class Expressions:
             case kinds.FREEABLE if predicate.type_id is not None:
                 mask = self._mask(predicate.type_id)
                 answer = code.call("is_movable", pointer, mask, self._size(predicate.type_id), site)
+            case kinds.LINKED:
+                answer = code.call("is_linked", pointer)
             case kinds.FREEABLE:
                 answer = code.call("is_freeable", pointer, site, sp)
             case _:

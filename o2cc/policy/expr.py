@@ -170,6 +170,8 @@ class PredicateKind(StrEnum):
     WRITABLE  the n bytes (second operand) at p may be written: owned, held or granted
     GRANTED   p points to the start of a granted struct of type ``type_id`` whose type is certain
     FREEABLE  p is the start of a heap object that is owned or held; with ``capability`` one of its struct
+    LINKED    the node of a hash list (``struct hlist_node``) at p is in no list, or what its links lead to leads back
+              to it, so that nothing but a list's own pointers is written when it is taken out
     SIZE      (an integer) usable size in bytes of the heap object at p, 0 when it is none
     ENTRY     p is the address of an entry of the compartment, or one of the policy's ``kernel_callbacks`` (for
               function pointers handed to the kernel)
@@ -181,6 +183,7 @@ class PredicateKind(StrEnum):
     WRITABLE = "writable"
     GRANTED = "granted"
     FREEABLE = "freeable"
+    LINKED = "linked"
     SIZE = "size"
     ENTRY = "entry"
 

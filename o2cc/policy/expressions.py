@@ -64,6 +64,7 @@ _ARITY = {
     PredicateKind.WRITABLE: 2,
     PredicateKind.GRANTED: 1,
     PredicateKind.FREEABLE: 1,
+    PredicateKind.LINKED: 1,
     PredicateKind.SIZE: 1,
     PredicateKind.ENTRY: 1,
 }
@@ -355,8 +356,8 @@ class Checker:
         known = [*self.scope.parameters, *program.visible(self.scope.module, nodes.Const)]
         if self.scope.implicit is not None:
             known.extend(self.context.table.field_names(self.scope.implicit))
-        if self.scope.implicit is not None and not self.context.has_target:
-            return None
+        if not self.context.has_target and (self.scope.implicit is not None or len(node.parts) == 1):
+            return None  # a field, or an enumerator
         first = node.parts[0]
         self.report(
             "O2C0202", f"unknown name `{first.text}`", first.span, help=did_you_mean(first.text, known)

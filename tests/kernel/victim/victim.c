@@ -12,6 +12,7 @@
 #include <linux/slab.h>
 #include <linux/timer.h>
 #include <linux/uaccess.h>
+#include <linux/uio.h>
 
 #include "bystander.h"
 #include "victim.h"
@@ -33,7 +34,7 @@ static struct victim_node *kept;
 static struct victim_object *old_object;
 static void *old_foreign;
 static u32 actions;
-static struct timer_list victim_timer;
+static struct timer_list victim_timer, spare_timer;
 static struct {
 	void (*free)(const void *object);
 	void *(*copy)(void *destination, const void *source, size_t length);
@@ -135,6 +136,16 @@ static noinline void start_timer(struct timer_list *timer)
 	mod_timer(timer, jiffies + 1);
 }
 
+static noinline void stop_timer(struct timer_list *timer)
+{
+	del_timer(timer);
+}
+
+static noinline size_t copy_out(const void *source, size_t length, struct iov_iter *to)
+{
+	return _copy_to_iter(source, length, to);
+}
+
 static noinline void own_action(void)
 {
 	WRITE_ONCE(actions, actions + 1);
@@ -178,6 +189,9 @@ static int proper_use(struct victim_object *object)
 	call_free(second);
 	free_object(kzalloc(64, GFP_KERNEL));
 	start_timer(&victim_timer);
+	start_timer(&victim_timer);
+	stop_timer(&victim_timer);
+	start_timer(&victim_timer);
 	return 0;
 }
 
@@ -207,6 +221,25 @@ static int forged_list(struct victim_object *object)
 	object->link.next = bystander_list_head();
 	object->link.prev = bystander_foreign();
 	unlink_node(&object->link);
+	return 0;
+}
+
+static int forged_timer(void)
+{
+	timer_setup(&spare_timer, own_timer, 0);
+	spare_timer.entry.next = NULL;
+	spare_timer.entry.pprev = bystander_foreign();
+	stop_timer(&spare_timer);
+	spare_timer.entry.pprev = NULL;
+	return 0;
+}
+
+static int forged_iterator(struct victim_object *object)
+{
+	struct kvec segment = { bystander_foreign(), 16 };
+	struct iov_iter to = { .iter_type = ITER_KVEC, .kvec = &segment, .nr_segs = 1, .count = 16 };
+
+	copy_out(object->words, 16, &to);
 	return 0;
 }
 
@@ -367,6 +400,10 @@ static int attack(unsigned int command, struct victim_object *object)
 		return forged_packet();
 	case VICTIM_FORGED_LIST:
 		return forged_list(object);
+	case VICTIM_FORGED_ITERATOR:
+		return forged_iterator(object);
+	case VICTIM_FORGED_TIMER:
+		return forged_timer();
 	case VICTIM_FOREIGN_FREE:
 		free_object(bystander_sacrifice());
 		return 0;
@@ -428,8 +465,17 @@ static long victim_ioctl(struct file *file, unsigned int command, unsigned long 
 	return result;
 }
 
+/* Proper use of an iterator: the user's, who reads from the device. */
+static ssize_t victim_read(struct kiocb *request, struct iov_iter *to)
+{
+	u64 words[4] = { 1, 2, 3, 4 };
+
+	return copy_out(words, min(sizeof(words), iov_iter_count(to)), to);
+}
+
 static const struct file_operations victim_operations = {
 	.owner = THIS_MODULE,
+	.read_iter = victim_read,
 	.unlocked_ioctl = victim_ioctl,
 };
 

@@ -54,5 +54,9 @@
 #define VICTIM_FORGED_OBJECT    _IO('V', 28)
 /* Free the object that was allocated when the module was loaded, and allocate another, zeroed, in its place. */
 #define VICTIM_RENEW_OLD        _IO('V', 29)
+/* Have the kernel copy to where an iterator leads that the module has made up: into the kernel's memory. */
+#define VICTIM_FORGED_ITERATOR  _IO('V', 30)
+/* Stop a timer of the module's own that only seems to wait: its link leads to where the kernel shall write. */
+#define VICTIM_FORGED_TIMER     _IO('V', 31)
 
 #endif

@@ -105,6 +105,8 @@ def test_types_and_kernel(described: tuple[Path, Description]) -> None:
     assert ("PG_slab" in kernel.enums) != ("PGTY_slab" in kernel.enums)
     for struct, path in (("sock", "sk_err"), ("net", "ipv4"), ("sk_buff", "data"), ("list_head", "next")):
         assert description.types.find_field(struct, path) is not None
+    (iterators,) = (dict(enum.values) for enum in description.types.enums if enum.name == "iter_type")
+    assert iterators["ITER_UBUF"] == (6 if description.release.startswith("6.1.") else 0)
     for item in description.types.structs:
         for member in item.members:
             assert (

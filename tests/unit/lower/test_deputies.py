@@ -111,6 +111,29 @@ def test_control_messages_go_to_user_space_only(kernel: Confined) -> None:
     assert not _denied(kernel, "put_cmsg", message, 0, 0, size, message)
 
 
+def test_a_timer_is_taken_out_of_the_list_that_it_hangs_in(kernel: Confined) -> None:
+    """Catches a forged link, through which timer_delete() writes a word of the forger's where it leads."""
+    timer, other, vector, foreign = kernel.object(64, OWN), *(kernel.object(64) for _ in range(3))
+    back, flags = offset_of("hlist_node", "pprev"), timer + offset_of("timer_list", "flags")
+    assert not _denied(kernel, "timer_delete", timer)  # it waits for nothing
+    _word(kernel, timer + back, vector)
+    assert _denied(kernel, "timer_delete", timer)
+    _word(kernel, vector, timer)
+    assert not _denied(kernel, "timer_delete", timer)  # the only one of its list
+    _word(kernel, timer, foreign)
+    assert _denied(kernel, "timer_delete", timer)
+    _word(kernel, timer, other)
+    _word(kernel, other + back, timer)
+    assert not _denied(kernel, "timer_delete", timer)
+    _word(kernel, vector, other)
+    assert _denied(kernel, "timer_delete", timer)
+    _word(kernel, flags, 0x40000)  # it moves to another processor: the kernel waits
+    assert not _denied(kernel, "timer_delete", timer)
+    _word(kernel, flags, 0)
+    _word(kernel, timer + back, 8)  # where nothing can be read
+    assert _denied(kernel, "timer_delete", timer)
+
+
 def test_a_fragment_is_not_freed_as_pages(kernel: Confined) -> None:
     """Catches kfree() of a packet's buffer in a page that other packets use as well: it takes their reference away."""
     page = PAGE_OFFSET + 5000 * PAGE

@@ -38,6 +38,8 @@ OFFSETS = {
     "kmem_cache.refcount": 24,
     "kmem_cache.red_left_pad": 28,
     "task_struct.comm": 0,
+    "hlist_node.next": 0,
+    "hlist_node.pprev": 8,
 }
 
 

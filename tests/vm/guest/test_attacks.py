@@ -71,6 +71,7 @@ def test_proper_use_is_not_reported(policy: state.State, victim: Victim) -> None
     events()
     for _ in range(3):
         assert victim.run(PROPER) == 0
+        victim.read()
     found, lost = events()
     assert [event.sentence() for event in found] == []
     assert not lost

@@ -126,6 +126,7 @@ def test_proper_use_works(policy: tuple[str, state.State], victim: Victim) -> No
     events()
     for _ in range(3):
         assert victim.run(PROPER) == 0
+        victim.read()
     assert victim.state()["granted"] == 1
     assert victim.state()["updates"] == 1
     found, lost = events()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -76,6 +77,8 @@ ATTACKS = (
     Attack(26, "pointer-to-kfree", "freed", (("foreign free", "call_free"),), "icall self"),
     Attack(27, "pointer-to-memcpy", "foreign", (("gate argument", "call_copy"),), "icall self"),
     Attack(28, "forged-object", "updates", (("gate argument", "call_update"),), "gate bystander_update"),
+    Attack(30, "forged-iterator", "foreign", (("gate argument", "copy_out"),), _CALLS),
+    Attack(31, "forged-timer", "foreign", (("gate argument", "stop_timer"),), _CALLS),
 )
 
 
@@ -101,6 +104,13 @@ class Victim:
             return fcntl.ioctl(self._device, ord("V") << 8 | number)
         except OSError as problem:
             return -(problem.errno or 0)
+
+    def read(self) -> None:
+        """Read from the device, into one buffer and into two: the kernel's iterators of user memory."""
+        one, two, three = bytearray(32), bytearray(8), bytearray(8)
+        assert os.readv(self._device, [one]) == 32
+        assert os.readv(self._device, [two, three]) == 16
+        assert os.read(self._device, 16) == two + three == one[:16] == struct.pack("<QQ", 1, 2)
 
     def state(self) -> dict[str, int]:
         """What the bystander says: counts of changed bytes, calls, frees."""
