@@ -10,6 +10,7 @@ Lock and repeat prefixes do not matter (seen to be optimized, ``tests/vm/guest/t
 """
 
 from enum import IntEnum
+from functools import lru_cache
 
 
 class Boost(IntEnum):
@@ -38,6 +39,7 @@ def is_prefixed_call(body: bytes) -> bool:
     return stripped[:1] == b"\xe8" and len(stripped) < len(body)
 
 
+@lru_cache(1 << 15)
 def boost_class(body: bytes) -> Boost:
     """The class of the instruction whose bytes are ``body``."""
     position = 0

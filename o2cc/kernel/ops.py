@@ -6,7 +6,7 @@ that has, at every place where the object holds a function, a pointer to a funct
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from o2cc.kernel import btf as kinds
@@ -38,6 +38,7 @@ class StructMatcher:
             self.chain.append(current)
             current = current.base
         self.sizes: list[int] = sorted({size for part in self.chain for size in part.structs_by_size})
+        self._candidates: dict[int, list[tuple[int, dict[int, tuple[str, int]]]]] = {}
 
     def function_pointers(self, id: int) -> dict[int, tuple[str, int]]:
         """(member path, FUNC_PROTO) of a struct's function pointers by byte offset."""
@@ -74,10 +75,14 @@ class StructMatcher:
             found = notes["shape", proto] = tuple(self._shape(id) for id in types)
         return found
 
-    def structs_of(self, size: int) -> Iterator[int]:
-        """The structs of ``size`` bytes, the target's own first."""
-        for part in self.chain:
-            yield from part.structs_by_size.get(size, ())
+    def candidates(self, size: int) -> list[tuple[int, dict[int, tuple[str, int]]]]:
+        """The structs of ``size`` bytes that have function pointers, and these; the target's own first."""
+        found = self._candidates.get(size)
+        if found is None:
+            structs = (id for part in self.chain for id in part.structs_by_size.get(size, ()))
+            found = [(id, pointers) for id in structs if (pointers := self.function_pointers(id))]
+            self._candidates[size] = found
+        return found
 
     def _shape(self, id: int) -> tuple[int, str, int]:
         btf = self.btf
@@ -94,16 +99,14 @@ class StructMatcher:
         return 0, "", btf.size(id)
 
     def match(self, size: int, slots: Mapping[int, int]) -> int | None:
-        """The only struct of ``size`` bytes with function pointers of these prototypes at these offsets.
+        """The only struct of ``size`` bytes with function pointers of these prototypes at these offsets, at least one.
 
         Copies of one struct under one name (of several compilations) count as one.
         """
         found: list[int] = []
-        for id in self.structs_of(size):
-            pointers = self.function_pointers(id)
-            if all(
-                offset in pointers and self._agree(self.shape(pointers[offset][1]), self.shape(proto))
-                for offset, proto in slots.items()
+        for id, pointers in self.candidates(size):
+            if slots.keys() <= pointers.keys() and all(
+                self.shape(pointers[offset][1]) == self.shape(proto) for offset, proto in slots.items()
             ):
                 found.append(id)
         names = {self.btf.type(id).name for id in found}
@@ -116,10 +119,6 @@ class StructMatcher:
         found = {id for other in sizes if (id := self.match(other, slots)) is not None}
         names = {self.btf.type(id).name for id in found}
         return min(found) if len(names) == 1 else None
-
-    @staticmethod
-    def _agree(left: tuple[object, ...], right: tuple[object, ...]) -> bool:
-        return left == right
 
 
 def ops_tables(

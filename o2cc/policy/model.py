@@ -10,8 +10,10 @@ Struct names are those of BTF without the word ``struct``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from o2cc.diagnostics import Span
 from o2cc.policy.effects import *
@@ -313,7 +315,7 @@ class RequiredFeature:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CheckedPolicy:
     """A compartment that is ready to be compiled, with its tests.
 
@@ -346,6 +348,20 @@ class CheckedPolicy:
     scoped_indirect: tuple[IndirectTargets, ...] = ()
     kernel_callbacks: tuple[str, ...] = ()
 
+    @cached_property
+    def _gates_by_function(self) -> Mapping[str, list[Gate]]:
+        found: dict[str, list[Gate]] = {}
+        for gate in self.gates:
+            found.setdefault(gate.function, []).append(gate)
+        return found
+
+    @cached_property
+    def _calls_by_function(self) -> Mapping[str, list[CallRule]]:
+        found: dict[str, list[CallRule]] = {}
+        for rule in self.calls:
+            found.setdefault(rule.function, []).append(rule)
+        return found
+
     def action_for(self, kind: ViolationKind, function: str | None = None) -> Action:
         """What a violation of that kind in code of ``function`` does."""
         return narrowest_action(self.violation_rules, kind, function, self.on_violation)
@@ -354,8 +370,8 @@ class CheckedPolicy:
         """The gate of that name for calls from ``caller``: one for few functions before one for all."""
         found = [
             gate
-            for gate in self.gates
-            if gate.function == function and (gate.scope is None or caller in gate.scope.functions)
+            for gate in self._gates_by_function.get(function, ())
+            if gate.scope is None or caller in gate.scope.functions
         ]
         return min(found, key=lambda gate: len(gate.scope.functions) if gate.scope else 1 << 62, default=None)
 
@@ -368,8 +384,8 @@ class CheckedPolicy:
         ever allows more."""
         found = [
             rule
-            for rule in self.calls
-            if rule.function == function and (rule.scope is None or caller in rule.scope.functions)
+            for rule in self._calls_by_function.get(function, ())
+            if rule.scope is None or caller in rule.scope.functions
         ]
         return next((rule for rule in found if rule.allowed), found[0] if found else None)
 
