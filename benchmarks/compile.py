@@ -4,9 +4,11 @@
     python benchmarks/compile.py [--runs 3] [--clang clang] [--kernel RELEASE|FILE] [--module sctp.ko]
 
 Whole processes in turns (A B C A B C ...): seconds of CPU and wall time, peak memory, size of the object, instructions
-a program.  Prints medians and their ratios, and the load of the machine; decides nothing.  One run of each before the
-first that counts fills the caches of files, of compiled Python (which PYTHONDONTWRITEBYTECODE would forbid: it is
-taken out of the environment) and of the parser's tables.
+a program.  Prints medians and their ratios, and the load of the machine; decides nothing.  Processes that a command
+starts count with it.  One run of each before the first that counts fills the caches of files, of compiled Python (which
+PYTHONDONTWRITEBYTECODE would forbid: it is taken out of the environment) and of the parser's tables; memory is measured
+in that one, since looking takes time: the largest sum of what the processes have, pages that they share counted once,
+every 10 ms, or what the largest of them had at any time.
 
 `o2cc` begins with the description of the module, `.ko` with the module's file: it unpacks the kernel, reads its types
 and symbols, scans the module and compiles, in one process that finds nothing kept.  `again` is the same a second time,
@@ -152,23 +154,51 @@ PEERS = {"shortest": _SHORTEST, "general": _GENERAL}
 
 @dataclass(frozen=True)
 class Run:
-    """One whole process."""
+    """One whole process, with those that it started.  ``peak`` in KiB, of the largest one where nobody looked on."""
 
     cpu: float
     wall: float
-    peak: int  # MiB
+    peak: int
 
 
-def run(name: str, command: list[str]) -> Run:
+def run(name: str, command: list[str], *, watched: bool = False) -> Run:
     """Run a command; raises SystemExit when it fails."""
     if name == ".ko":
         shutil.rmtree(cache_directory() / "scans", ignore_errors=True)
     start = time.perf_counter()
     process = os.posix_spawnp(command[0], command, os.environ)
+    peak = _watch(process) if watched else 0
     _, status, usage = os.wait4(process, 0)
     if os.waitstatus_to_exitcode(status) != 0:
         sys.exit(f"failed: {' '.join(command)}")
-    return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, usage.ru_maxrss // 1024)
+    return Run(usage.ru_utime + usage.ru_stime, time.perf_counter() - start, max(peak, usage.ru_maxrss))
+
+
+def _watch(process: int) -> int:
+    """The most KiB that a process and its descendants have together until it ends."""
+    peak = 0
+    while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        peak = max(peak, sum(map(_memory, _family(process))))
+        time.sleep(0.01)
+    return peak
+
+
+def _family(process: int) -> list[int]:
+    """A process and its descendants (of its first thread)."""
+    try:
+        children = Path(f"/proc/{process}/task/{process}/children").read_text(encoding="ascii").split()
+    except OSError:
+        return [process]
+    return [process, *(other for child in children for other in _family(int(child)))]
+
+
+def _memory(process: int) -> int:
+    """Its proportional set size in KiB; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 def stores(description: Description) -> list[tuple[str, Site]]:
@@ -270,8 +300,7 @@ def main() -> None:
             commands[name] = [clang, *flags, str(source), "-o", str(directory / f"{name}.o")]
         # What is kept of scans is then this program's own.
         os.environ["O2C_CACHE"] = str(directory / "cache")
-        for name, command in commands.items():
-            run(name, command)
+        peaks = {name: run(name, command, watched=True).peak / 1024 for name, command in commands.items()}
         if len({(directory / f"{name}.o").read_bytes() for name in mine}) > 1:
             sys.exit("the object made from the module differs from that made from its description")
         runs = [{name: run(name, command) for name, command in commands.items()} for _ in range(options.runs)]
@@ -282,7 +311,7 @@ def main() -> None:
     rows = {
         "CPU seconds": {name: statistics.median(r[name].cpu for r in runs) for name in commands},
         "wall seconds": {name: statistics.median(r[name].wall for r in runs) for name in commands},
-        "peak MiB": {name: statistics.median(r[name].peak for r in runs) for name in commands},
+        "peak MiB": peaks,
         "object MB": sizes,
         "programs": {name: float(found[0]) for name, found in programs.items()},
         "instructions a program": {name: found[1] / found[0] for name, found in programs.items()},
