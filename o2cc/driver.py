@@ -8,6 +8,8 @@ object by itself cannot carry out, O2C0913 a kernel that nobody asked for, O2C09
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +56,9 @@ def find_description(target: str, kernel: str | None, policy: SourceFile) -> Des
     """
     module = _module_file(kernel)
     if module is not None:
-        return _describe(module)
+        description = _describe(module)
+        with _keeping(module, description):
+            return description
     if kernel is not None and (kernel.endswith(".o2k") or os.sep in kernel or os.path.isfile(kernel)):
         return store.load(kernel)
     release = kernel if kernel is not None else os.uname().release
@@ -91,9 +95,22 @@ def _module_file(kernel: str | None, caching: bool = True) -> ModuleFile | None:
 
 def _describe(module: ModuleFile) -> Description:
     description = module.describe()
-    module.keep(description)
     module.kernel.forget()
     return description
+
+
+@contextmanager
+def _keeping(module: ModuleFile | None, description: Description) -> Iterator[None]:
+    """Keeps what a scan gave for the next time, whether or not the policy has errors; meanwhile it is encoded."""
+    encoded = module.begin_to_keep(description) if module is not None else None
+    try:
+        yield
+    except DiagnosticError:
+        if module is not None:
+            module.keep(encoded)
+        raise
+    if module is not None:
+        module.keep(encoded)
 
 
 def fallback_note(description: Description, kernel: str | None, policy: SourceFile) -> tuple[Diagnostic, ...]:
@@ -162,13 +179,14 @@ def compile_source(
     with watch.stage("description"):
         target = target_of(parsed)
         description = _describe(module) if module else find_description(target, options.kernel, source)
-    tree_path = tree_path_of(parsed)
-    if tree_path is not None:
-        from o2cc.trees.file import read_tree  # late: few policies have one
+    with _keeping(module, description):
+        tree_path = tree_path_of(parsed)
+        if tree_path is not None:
+            from o2cc.trees.file import read_tree  # late: few policies have one
 
-        with watch.stage("tree"):
-            inner = replace(inner, tree=read_tree((directory or Path()) / tree_path))
-    compiled = compile_module(parsed, description, resolve, inner, watch)
+            with watch.stage("tree"):
+                inner = replace(inner, tree=read_tree((directory or Path()) / tree_path))
+        compiled = compile_module(parsed, description, resolve, inner, watch)
     return compiled, (*fallback_note(description, options.kernel, source), *compiled.warnings)
 
 

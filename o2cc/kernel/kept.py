@@ -65,9 +65,14 @@ def recall(path: Path, elf: ElfFile) -> Description | None:
     return found if found.target.sha256 == hashlib.sha256(elf.data).hexdigest() else None
 
 
-def keep(path: Path, description: Description) -> None:
+def encoded(description: Description) -> bytes:
+    """What `keep` writes of a description."""
+    return codec.encode(description, _LEVEL)
+
+
+def keep(path: Path, data: bytes) -> None:
     """Keep a description, and of all that are kept the latest only."""
-    write_own_file(path, codec.encode(description, _LEVEL))
+    write_own_file(path, data)
     with suppress(OSError):
         entries = sorted(path.parent.glob("*.o2k"), key=lambda file: file.stat().st_mtime_ns)
         for old in entries[:-_LIMIT]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from o2cc.kernel import kept
 from o2cc.kernel.description import Description
 from o2cc.kernel.elf import read_elf
 from o2cc.kernel.kernels import Kernel, module_name, open_kernel, read_module
+from o2cc.second_process import Task, begin
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,16 @@ class ModuleFile:
 
         return describe_module(self.data, str(self.path), module_name(self.path), self.kernel, structs)
 
-    def keep(self, description: Description) -> None:
+    def begin_to_keep(self, description: Description) -> Task[bytes] | None:
+        """Begin to encode what `describe` made, for `keep`; None if it is kept already, or not to be."""
+        if self.entry is None or self.known is not None:
+            return None
+        return begin(partial(kept.encoded, description))
+
+    def keep(self, encoded: Task[bytes] | None) -> None:
         """Keep what `describe` made for the next time."""
-        if self.entry is not None and self.known is None:
-            kept.keep(self.entry, description)
+        if self.entry is not None and encoded is not None:
+            kept.keep(self.entry, encoded.result())
 
 
 def open_module_file(path: str | Path, *, caching: bool = False) -> ModuleFile:
