@@ -167,8 +167,9 @@ def probes_in_victim() -> int:
     return sum("[victim]" in line for line in lines)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kills", [5, 50])
 def test_loaders_killed_at_random_points_leave_all_or_nothing(module: None, kills: int) -> None:
     """Killed while loading, while unloading, or a moment after: every site is in force, or none is left."""
     data = guest_object(POLICY).read_bytes()
