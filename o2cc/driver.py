@@ -27,6 +27,7 @@ from o2cc.compiler import (
     tree_path_of,
 )
 from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error, note, warning
+from o2cc.files import require_distinct
 from o2cc.ir.printer import print_module
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
@@ -176,16 +177,19 @@ def compile_source(
     with watch.stage("syntax"):
         parsed = parse_policy(source)
         resolve.read_used(parsed)
+    tree_name = tree_path_of(parsed)
+    tree_path = (directory or Path()) / tree_name if tree_name is not None else None
+    inputs = (source.name, options.kernel, tree_path, *(used.name for used in resolve.sources))
+    require_distinct(options.outputs, [path for path in inputs if path is not None])
     with watch.stage("description"):
         target = target_of(parsed)
         description = _describe(module) if module else find_description(target, options.kernel, source)
     with _keeping(module, description):
-        tree_path = tree_path_of(parsed)
         if tree_path is not None:
             from o2cc.trees.file import read_tree  # late: few policies have one
 
             with watch.stage("tree"):
-                inner = replace(inner, tree=read_tree((directory or Path()) / tree_path))
+                inner = replace(inner, tree=read_tree(tree_path))
         compiled = compile_module(parsed, description, resolve, inner, watch)
     return compiled, (*fallback_note(description, options.kernel, source), *compiled.warnings)
 

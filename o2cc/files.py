@@ -11,6 +11,7 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -127,7 +128,10 @@ def write_own_file(path: Path, data: bytes | str) -> None:
 def require_writable(path: str | Path) -> None:
     """Raise now (O2C0905) what `write_atomic` would raise at the end of a long run: a missing or forbidden place."""
     name = os.fspath(path)
-    directory = os.path.dirname(os.path.realpath(name))
+    try:
+        directory = os.path.dirname(os.path.realpath(name))
+    except ValueError:  # a NUL in the path
+        raise DiagnosticError(error("O2C0905", f"`{name!r}` is not the name of a file")) from None
     if name.endswith(os.sep) or os.path.isdir(name):
         reason = errno.EISDIR
     elif not os.path.isdir(directory):
@@ -139,6 +143,36 @@ def require_writable(path: str | Path) -> None:
     raise DiagnosticError(
         error("O2C0905", f"cannot write `{name}`: {os.strerror(reason).lower()}", path=name)
     )
+
+
+def require_distinct(outputs: Sequence[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Raise (O2C0700) where an output is an input or another output, by the same name, another one or a link.
+
+    To be called before anything is written. Devices and pipes can be written to by several, and lose nothing.
+    """
+    read = [
+        name for name in (str(path) for path in inputs) if name != STANDARD_STREAM and os.path.isfile(name)
+    ]
+    names = [str(path) for path in outputs]
+    for index, output in enumerate(names):
+        if any(_same_file(output, other) for other in read):
+            message = "the output would replace the source"
+        elif any(_same_file(output, other) for other in names[:index]):
+            message = "two outputs would be one file"
+        else:
+            continue
+        raise DiagnosticError(error("O2C0700", message, path=output, help="give the output another name"))
+
+
+def _same_file(one: str, other: str) -> bool:
+    if STANDARD_STREAM in (one, other):
+        return one == other
+    try:
+        if os.path.exists(one) and os.path.exists(other):
+            return os.path.isfile(one) and os.path.samefile(one, other)
+        return os.path.realpath(one) == os.path.realpath(other)
+    except (OSError, ValueError):  # told where it is read or written
+        return False
 
 
 def _write_directly(name: str, content: bytes) -> None:

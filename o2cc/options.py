@@ -49,6 +49,7 @@ class CompileOptions:
     passes: tuple[str, ...] | None = None  # None: the default pipeline
     search_path: tuple[str, ...] = ()  # directories of modules for `use`, before the standard library
     caching: bool = True
+    outputs: tuple[str, ...] = ()  # what the caller will write, so that it is none of the inputs
 
 
 @dataclass(frozen=True)

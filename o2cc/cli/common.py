@@ -160,6 +160,9 @@ def diagnostic_command(
 
 def run(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command line; the exit status. Never lets a traceback out unless O2C_DEBUG is set."""
+    if sys.stdout is None:
+        # It was closed before the start (`>&-`). Python then prints nothing, and nobody would be told.
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # a write is EBADF
     try:
         result = command.main(
             args=arguments, prog_name=program, standalone_mode=False, color=False if _plain() else None
@@ -182,7 +185,7 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
         reporter.extend(problem.diagnostics)
         return reporter.finish()
     except Exception as problem:  # the last resort: shown as our bug, see below
-        if _is_full_output(problem):
+        if _is_lost_output(problem):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
             full = error("O2C0905", f"cannot write the standard output: {str(problem.strerror).lower()}")
             write_diagnostics((full,), {}, ErrorFormat.TEXT, sys.stderr)
@@ -198,12 +201,12 @@ def _plain() -> bool:
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
-def _is_full_output(problem: Exception) -> TypeGuard[OSError]:
-    """Whether a write to an open stream failed for want of space; what names a file is told where it is written."""
+def _is_lost_output(problem: Exception) -> TypeGuard[OSError]:
+    """Whether a write to a stream failed for want of space, or since it was closed before; what names a file is told where it is written."""
     return (
         isinstance(problem, OSError)
         and problem.filename is None
-        and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        and problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
     )
 
 

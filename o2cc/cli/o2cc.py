@@ -21,7 +21,7 @@ from o2cc.cli.common import (
     run,
 )
 from o2cc.cli.completion import DIRECTORY, FILE, complete_code, complete_kernel
-from o2cc.files import STANDARD_STREAM, write_atomic
+from o2cc.files import STANDARD_STREAM, require_writable, write_atomic
 from o2cc.kernel.collection import without_collection
 from o2cc.kernel.image import MODULE_SUFFIXES
 from o2cc.options import CompileOptions, Degrade, Emit
@@ -180,6 +180,11 @@ def o2cc(
       o2cc --explain O2C0101
     """
     reporter.warning_options = warnings
+    target = None if emit == Emit.CHECK else output or _default_output(policy, Emit(emit))
+    outputs = tuple(name for name in (target, stats) if name is not None)
+    for name in outputs:
+        if name != STANDARD_STREAM:
+            require_writable(name)
     source = reporter.read_source(policy)
     options = CompileOptions(
         kernel=kernel,
@@ -190,6 +195,7 @@ def o2cc(
         passes=passes,
         search_path=include,
         caching=not no_cache,
+        outputs=outputs,
     )
     with without_collection():
         # Late: `--help` and `--explain` need none of it, and the kernel unpacks while the rest is loaded.
@@ -200,18 +206,18 @@ def o2cc(
     reporter.extend(compiled.diagnostics)
     if reporter.has_errors:
         return EXIT_CLEAN  # the reporter turns it into 1
-    if options.emit is not Emit.CHECK:
-        target = output or (STANDARD_STREAM if options.emit.is_text else _default_output(policy))
-        if target == STANDARD_STREAM:
-            sys.stdout.buffer.write(compiled.output)
-        else:
-            write_atomic(target, compiled.output)
+    if target == STANDARD_STREAM:
+        sys.stdout.buffer.write(compiled.output)
+    elif target is not None:
+        write_atomic(target, compiled.output)
     if stats is not None:
         _write_text(stats, json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n")
     return EXIT_CLEAN
 
 
-def _default_output(policy: str) -> str:
+def _default_output(policy: str, emit: Emit) -> str:
+    if emit.is_text:
+        return STANDARD_STREAM
     return "policy.bpf.o" if policy == STANDARD_STREAM else f"{Path(policy).stem}.bpf.o"
 
 

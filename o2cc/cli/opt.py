@@ -11,7 +11,7 @@ import click
 from o2cc.cli.common import Reporter, diagnostic_command
 from o2cc.cli.completion import FILE
 from o2cc.diagnostics import SourceFile
-from o2cc.files import read_bytes, write_atomic
+from o2cc.files import STANDARD_STREAM, read_bytes, require_distinct, write_atomic
 from o2cc.ir import nodes as ir
 from o2cc.ir.parser import parse_module
 from o2cc.ir.printer import print_module
@@ -79,6 +79,7 @@ def opt(
     """
     if use_default and pipeline:
         raise click.UsageError("--default and --passes exclude each other")
+    require_distinct([output], [module, *([description] if description else [])])
     source = reporter.read_source(module)
     given = parse_valid(source, parse_constants(constants))
     context = PassContext(
@@ -96,7 +97,7 @@ def opt(
             sys.stderr.write(f"; after {step}\n{print_module(result)}")
 
     text = print_module(run_pipeline(given, steps, context, observe))
-    if output == "-":
+    if output == STANDARD_STREAM:
         sys.stdout.write(text)
     else:
         write_atomic(output, text)

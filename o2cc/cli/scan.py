@@ -18,6 +18,7 @@ from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.cli.completion import DIRECTORY, FILE
 from o2cc.cli.progress import ProgressBar
 from o2cc.diagnostics import DiagnosticError, did_you_mean, error, warning
+from o2cc.files import require_distinct
 from o2cc.kernel import store
 from o2cc.kernel.description import Description
 from o2cc.kernel.errors import NO_FUNCTION, NO_KERNEL
@@ -108,6 +109,8 @@ def scan(
     if directory is not None:
         _scan_all(reporter, Path(directory), kernel_name, limit, json_form)
         return
+    if output is not None:
+        require_distinct([output], [path for path in (module, kernel_name) if path is not None])
     with _progress("scanning"):
         description = describe_target(module, builtin, kernel_name, name, structs)
     target = output or Path(f"{description.target.name}.o2k")

@@ -12,7 +12,7 @@ import sklearn  # noqa: F401  (likewise)
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
 from o2cc.diagnostics import DiagnosticError, error
-from o2cc.files import require_writable, write_atomic
+from o2cc.files import require_distinct, require_writable, write_atomic
 from o2cc.trees.dataset import MOMENTS, read_profiles
 from o2cc.trees.file import write_tree
 from o2cc.trees.report import report_as_text, write_plots
@@ -106,6 +106,8 @@ def train(
       o2c train boot1.parquet boot2.parquet boot3.parquet -o sctp.tree.json --report report --own sctp_chunk
     """
     require_writable(output)  # before the training
+    reports = [report_directory / name for name in _REPORTS] if report_directory is not None else []
+    require_distinct([output, *reports], profiles)
     options = Options(
         features=features, moment=moment, budget=budget, least=least, seed=seed, guarded=frozenset(own)
     )
@@ -126,6 +128,9 @@ def train(
     click.echo(text)
     if report_directory is not None:
         _write_report(report_directory, text, result)
+
+
+_REPORTS = ("report.txt", "report.json")
 
 
 def _write_report(directory: Path, text: str, result: Study) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
-from o2cc.diagnostics import DiagnosticError, error, warning
+from o2cc.diagnostics import error, warning
+from o2cc.files import require_distinct
 from o2cc.report.locate import printable
 from o2cc.trees.check import Check, InKernel, NotInKernel, check_tree
 from o2cc.trees.check_report import check_as_json, check_as_text
@@ -48,8 +49,7 @@ def import_tree(reporter: Reporter, source: Path, output: Path | None, trust_pic
         imported = import_json(source)
     reporter.extend(imported.notes)
     target = output or source.with_suffix("").with_suffix(".tree.json")
-    if target.resolve() == source.resolve():
-        raise DiagnosticError(error("O2C0700", "the output would replace the source", path=str(target)))
+    require_distinct([target], [source])
     write_tree(imported.tree, target)
     tree = imported.tree
     click.echo(f"{target}: {len(tree.nodes)} nodes, depth {tree.depth}, {len(tree.classes)} classes")

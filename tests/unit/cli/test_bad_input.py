@@ -166,6 +166,56 @@ def test_output_that_cannot_be_written(
     assert os.listdir(here / "directory") == []
 
 
+_SAME_FILE = [
+    (o2cc, ["good.o2c", "-k", "good.o2k", "-o", "good.o2c"]),
+    (o2cc, ["good.o2c", "-k", "good.o2k", "-o", "good.o2k"]),
+    (o2cc, ["good.o2c", "-k", "good.o2k", "-o", "./symbolic"]),
+    (o2cc, ["good.o2c", "-k", "good.o2k", "-o", "hard"]),
+    (o2cc, ["good.o2c", "-k", "good.o2k", "--emit", "check", "--stats", "good.o2c"]),
+    (o2cc, ["uses.o2c", "-k", "good.o2k", "-o", "used.o2c"]),
+    (o2cc, ["audition.o2c", "-k", "good.o2k", "-o", "sctp.tree.json"]),
+    (o2cc, ["good.o2c", "-k", "good.o2k", "-o", "new", "--stats", "./new"]),
+    (o2cc, ["good.o2c", "-k", "good.o2k", "-o", "-", "--stats", "-"]),
+    (o2c, ["scan", "some.ko", "-o", "some.ko"]),
+    (o2c, ["opt", "some.ir", "-o", "some.ir"]),
+    (o2c, ["tree", "import", "sctp.tree.json"]),
+    (o2c, ["train", "a.parquet", "b.parquet", "-o", "b.parquet"]),
+    (o2c, ["train", "a.parquet", "-o", "new", "--report", "report"]),
+    (o2c, ["train", "a.parquet", "-o", "./report/report.txt", "--report", "report"]),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments"), _SAME_FILE, ids=lambda given: str(given)[:60])
+def test_no_output_replaces_an_input_or_another_output(
+    command: click.Command, arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches an object, a description or figures in the place of what they were made from."""
+    examples = resource_directory("examples")
+    (here / "uses.o2c").write_text(f"use used\n{_POLICY.read_text()}")
+    (here / "used.o2c").touch()
+    (here / "audition.o2c").write_bytes((examples / "sctp.o2c").read_bytes())
+    (here / "sctp.tree.json").write_bytes((examples / "sctp.tree.json").read_bytes())
+    (here / "some.ir").write_text(_MODULE)
+    for name in ("some.ko", "a.parquet", "b.parquet"):
+        (here / name).write_text(name)
+    (here / "report").mkdir()
+    (here / "report" / "report.json").hardlink_to(here / "a.parquet")
+    (here / "symbolic").symlink_to("good.o2c")
+    (here / "hard").hardlink_to(here / "good.o2k")
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert run(command, "command", arguments) == 1
+    shown = capsys.readouterr()
+    assert "error[O2C0700]" in shown.err
+    assert shown.err.count("error[") == 1
+    assert shown.out == ""
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_two_outputs_to_a_device_lose_nothing(here: Path) -> None:
+    arguments = ["good.o2c", "-k", "good.o2k", "--emit", "ir", "-o", "/dev/null", "--stats", "/dev/null"]
+    assert run(o2cc, "o2cc", arguments) == 0
+
+
 def test_description_of_another_target(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "other.o2k").write_bytes((_DESCRIPTIONS / _RELEASE / "nf_tables.o2k").read_bytes())
     assert run(o2cc, "o2cc", ["good.o2c", "-k", "other.o2k", "-o", "out"]) == 1

@@ -208,6 +208,33 @@ def test_full_disk_behind_the_standard_output() -> None:
     assert "O2C0999" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [["o2cc", "--explain", "O2C0101"], ["o2c", "--help"], ["o2c", "fmt", "--diff", "a.o2c"]]
+)
+def test_closed_standard_output(here: Path, arguments: list[str]) -> None:
+    (here / "a.o2c").write_text(UGLY)
+    command = [
+        "sh",
+        "-c",
+        'exec "$0" -m "$@" >&-',
+        sys.executable,
+        f"o2cc.cli.{arguments[0]}",
+        *arguments[1:],
+    ]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert "error[O2C0905]: cannot write the standard output: bad file descriptor" in result.stderr
+    assert result.stderr.count("\n") < 5
+
+
+def test_closed_standard_output_that_is_not_needed(here: Path) -> None:
+    (here / "a.o2c").write_text(UGLY)
+    command = ["sh", "-c", 'exec "$0" -m o2cc.cli.o2c fmt a.o2c >&-', sys.executable]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "a.o2c: formatted\n")
+    assert (here / "a.o2c").read_text() == GOOD
+
+
 def test_interrupt(here: Path) -> None:
     program = "os.kill(os.getpid(), signal.SIGINT)"
     code = (

@@ -95,6 +95,14 @@ def test_unwritable_output(compiler: FakeCompiler, output: str, capsys: pytest.C
     assert os.listdir() == ["a.o2c"]
 
 
+@pytest.mark.parametrize("figures", ["missing/s.json", "."])
+def test_unwritable_figures(compiler: FakeCompiler, figures: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(o2cc, "o2cc", ["a.o2c", "-o", "b.o", "--stats", figures]) == 1
+    assert "O2C0905" in capsys.readouterr().err
+    assert compiler.options is None  # told before the long work
+    assert os.listdir() == ["a.o2c"]
+
+
 def test_errors_write_nothing(compiler: FakeCompiler) -> None:
     compiler.diagnostics = (error("O2C0101", "bad"),)
     assert run(o2cc, "o2cc", ["a.o2c", "--stats", "s.json"]) == 1
