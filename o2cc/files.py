@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error
 
@@ -21,6 +22,8 @@ from o2cc.diagnostics import Diagnostic, DiagnosticError, SourceFile, error
 MAX_TEXT_BYTES = 16 << 20
 
 STANDARD_STREAM = "-"
+
+_PART = 1 << 20
 
 
 def _reason(problem: OSError) -> str:
@@ -43,7 +46,7 @@ def read_bytes(path: str | Path, *, limit: int | None = None) -> bytes:
     name = os.fspath(path)
     try:
         with open(name, "rb") as file:
-            data = file.read() if limit is None else file.read(limit + 1)
+            data = file.read() if limit is None else _read_at_most(file, limit + 1)
     except ValueError:  # a NUL in the path
         raise DiagnosticError(error("O2C0901", f"`{name!r}` is not the name of a file")) from None
     except OSError as problem:
@@ -51,6 +54,15 @@ def read_bytes(path: str | Path, *, limit: int | None = None) -> bytes:
     if limit is not None and len(data) > limit:
         raise DiagnosticError(error("O2C0903", f"`{name}` is larger than {limit} bytes", path=name))
     return data
+
+
+def _read_at_most(file: BinaryIO, size: int) -> bytes:
+    """Up to ``size`` bytes; asked for at once they would take that much memory for a short file as well."""
+    parts = []
+    while size and (part := file.read(min(size, _PART))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def read_source(path: str | Path) -> SourceFile:

@@ -184,6 +184,9 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
         reporter = Reporter()
         reporter.extend(problem.diagnostics)
         return reporter.finish()
+    except MemoryError:
+        write_diagnostics((_NO_MEMORY,), {}, ErrorFormat.TEXT, sys.stderr)
+        return EXIT_ERRORS
     except Exception as problem:  # the last resort: shown as our bug, see below
         if _is_lost_output(problem):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
@@ -194,6 +197,13 @@ def run(command: click.Command, program: str, arguments: Sequence[str] | None = 
             traceback.print_exc()
         write_diagnostics((internal_error(program, problem),), {}, ErrorFormat.TEXT, sys.stderr)
         return EXIT_INTERNAL
+
+
+_NO_MEMORY = error(
+    "O2C0908",
+    "not enough memory",
+    help="`ulimit -v` and the limits of the control group show how much a process may have",
+)
 
 
 def _plain() -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from o2cc.cli.start import one_thread, quiet_interrupt
 from o2cc.diagnostics import DiagnosticError, did_you_mean, error
 
 
@@ -43,8 +44,11 @@ class LazyGroup(click.Group):
         if name not in self.list_commands(ctx):
             return None
         entry = self.table[name]
+        if entry.extra != "trees":  # training has large arrays
+            one_thread()
         try:
-            module = importlib.import_module(entry.module)
+            with quiet_interrupt():
+                module = importlib.import_module(entry.module)
         except ModuleNotFoundError as problem:
             if problem.name is None or problem.name.partition(".")[0] == "o2cc":
                 raise

@@ -8,14 +8,14 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 _INTERRUPTED = 130  # as `o2cc.cli.common.EXIT_INTERRUPTED`, which would have to be imported
 
 
 @contextmanager
-def _quiet_interrupt() -> Iterator[None]:
+def quiet_interrupt() -> Iterator[None]:
     """An interrupt ends the process at once. Raised inside an import it would be a traceback, or be swallowed."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # somebody wants it ignored
@@ -27,6 +27,13 @@ def _quiet_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def one_thread() -> None:
+    """Keep OpenBLAS, which comes with numpy, from starting a thread for each processor: small arrays gain nothing by
+    them, and each takes a process of the user's limit (without any left OpenBLAS interrupts us) and address space.
+    To be called before numpy is imported."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
 def o2cc() -> None:
     """The `o2cc` command.
 
@@ -34,17 +41,30 @@ def o2cc() -> None:
     them apart one by one at the end, is an eighth of its time.
     """
     gc.disable()
-    with _quiet_interrupt():
+    one_thread()
+    with quiet_interrupt():
         from o2cc.cli.common import run
         from o2cc.cli.o2cc import o2cc as command
-    _leave(run(command, "o2cc"))
+    _leave(_to_the_end(lambda: run(command, "o2cc")))
 
 
 def o2c() -> None:
     """The `o2c` command."""
-    with _quiet_interrupt():
-        from o2cc.cli.o2c import main
-    main()
+    with quiet_interrupt():
+        from o2cc.cli.common import run
+        from o2cc.cli.o2c import o2c as command
+    sys.exit(_to_the_end(lambda: run(command, "o2c")))
+
+
+def _to_the_end(command: Callable[[], int]) -> int:
+    """The exit status. A further interrupt, while the first is dealt with or the process ends, changes nothing."""
+    try:
+        status = command()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        status = _INTERRUPTED
+    return status
 
 
 def _leave(status: int) -> None:

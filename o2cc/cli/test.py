@@ -9,6 +9,7 @@ import click
 
 from o2cc.cli.common import EXIT_CLEAN, Reporter, diagnostic_command
 from o2cc.cli.completion import FILE, complete_kernel
+from o2cc.cli.start import quiet_interrupt
 
 
 @click.command("test")
@@ -34,11 +35,12 @@ def test(reporter: Reporter, policy: str, kernel: str | None, only: str | None, 
       o2c test sctp.o2c -k 6.1.0-57-amd64
       o2c test sctp.o2c --only 'memory of others' --json
     """
-    from o2cc.compiler import Options, Stopwatch  # late, for a fast `--help`
-    from o2cc.diagnostics import DiagnosticError, error
-    from o2cc.driver import compile_source, fallback_note
-    from o2cc.options import CompileOptions
-    from o2cc.simulation.policy_tests import run_tests
+    with quiet_interrupt():
+        from o2cc.compiler import Options, Stopwatch  # late, for a fast `--help`
+        from o2cc.diagnostics import DiagnosticError, error
+        from o2cc.driver import compile_source, fallback_note
+        from o2cc.options import CompileOptions
+        from o2cc.simulation.policy_tests import run_tests
 
     source = reporter.read_source(policy)
     compiled, _ = compile_source(source, CompileOptions(kernel=kernel), Options(passes=()), Stopwatch())

@@ -250,16 +250,18 @@ def test_interrupt(here: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
-def _start(command: str, disposition: str) -> subprocess.CompletedProcess[str]:
-    """`COMMAND --version` as it is installed, which gets an interrupt while its own modules are imported."""
+def _start(
+    command: str, disposition: str, *, arguments: tuple[str, ...] = ("--version",), module: str = "click"
+) -> subprocess.CompletedProcess[str]:
+    """A command as it is installed, which gets an interrupt while a module is imported."""
     code = (
         "import os, signal, sys\n"
         f"signal.signal(signal.SIGINT, signal.{disposition})\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, path, target=None):\n"
-        "        if name == 'click': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == '{module}': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupt())\n"
-        f"sys.argv = ['{command}', '--version']\n"
+        f"sys.argv = {[command, *arguments]}\n"
         f"from o2cc.cli.start import {command}\n"
         f"{command}()"
     )
@@ -270,6 +272,56 @@ def _start(command: str, disposition: str) -> subprocess.CompletedProcess[str]:
 def test_interrupt_while_it_starts(command: str) -> None:
     result = _start(command, "default_int_handler")
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"), [("fmt", "o2cc.syntax.formatter"), ("test", "o2cc.simulation.policy_tests")]
+)
+def test_interrupt_while_a_command_is_imported(name: str, module: str) -> None:
+    """Catches tracebacks out of imports that happen when the command already runs."""
+    result = _start("o2c", "default_int_handler", arguments=(name, "a.o2c"), module=module)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("command", ["o2cc", "o2c"])
+def test_further_interrupts_change_nothing(command: str) -> None:
+    """The second comes while the first is dealt with, the third while the process ends."""
+    code = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def interrupt(*_): os.kill(os.getpid(), signal.SIGINT)\n"
+        "import o2cc.cli.common as common\n"
+        "def run(*_):\n"
+        "    try: interrupt()\n"
+        "    except KeyboardInterrupt: interrupt()\n"
+        "common.run = run\n"
+        "class Stream:\n"
+        "    flush = interrupt\n"
+        "sys.stdout = Stream()\n"
+        f"from o2cc.cli.start import {command}\n"
+        f"{command}()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "")
+
+
+def test_a_compilation_starts_no_threads() -> None:
+    """Catches numpy's OpenBLAS, which starts a thread for each processor and fails where there may be none."""
+    code = (
+        "import os, sys\n"
+        "leave = os._exit\n"
+        "def count(status):\n"
+        "    import numpy\n"  # as scanning does
+        "    print(len(os.listdir('/proc/self/task')), flush=True)\n"
+        "    leave(status)\n"
+        "os._exit = count\n"
+        "sys.argv = ['o2cc', '--version']\n"
+        "from o2cc.cli.start import o2cc\n"
+        "o2cc()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stdout.splitlines()[-1]) == (0, "1")
 
 
 @pytest.mark.parametrize("command", ["o2cc", "o2c"])

@@ -38,7 +38,7 @@ def _command(outcome: BaseException | int | None, *, warn: bool = False) -> clic
         (click.UsageError("how"), 2),
         (ZeroDivisionError("nobody thought of it"), EXIT_INTERNAL),
         (RecursionError(), EXIT_INTERNAL),
-        (MemoryError(), EXIT_INTERNAL),
+        (MemoryError(), 1),
     ],
 )
 def test_status(outcome: BaseException | int | None, status: int) -> None:
@@ -99,6 +99,13 @@ def test_internal_error_says_whose_fault_it_is(
     monkeypatch.setenv("O2C_DEBUG", "1")
     run(_command(ZeroDivisionError("x")), "o2c", [])
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_want_of_memory_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(_command(MemoryError()), "o2c", []) == 1
+    shown = capsys.readouterr().err
+    assert "error[O2C0908]: not enough memory" in shown
+    assert "bug" not in shown
 
 
 def test_json_is_a_document_also_when_clean(capsys: pytest.CaptureFixture[str]) -> None:

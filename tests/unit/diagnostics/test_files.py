@@ -63,6 +63,12 @@ def test_limit(tmp_path: Path) -> None:
     assert _code(raised) == "O2C0903"
 
 
+def test_a_high_limit_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"1" * 3_000_000)
+    assert read_bytes(path, limit=1 << 60) == b"1" * 3_000_000
+
+
 def test_endless_input_is_not_read_whole() -> None:
     with pytest.raises(DiagnosticError) as raised:
         read_source("/dev/zero")
