@@ -11,7 +11,7 @@ import click
 from o2cc.cli.common import Reporter, diagnostic_command
 from o2cc.cli.completion import FILE, complete_kernel
 from o2cc.cli.opt import parse_valid
-from o2cc.diagnostics import SourceFile
+from o2cc.diagnostics import DiagnosticError, SourceFile, error
 from o2cc.files import read_source
 from o2cc.ir import nodes as ir
 from o2cc.ir.explain import explain_function, explain_place, parse_place
@@ -43,12 +43,26 @@ def explain(reporter: Reporter, place: str, file: str, kernel: str | None) -> No
     where = parse_place(place) if "+" in place else None
     source = reporter.read_source(file)
     known = _module(source) if file.endswith(".ir") else _policy(reporter, source, kernel)
+    _require_lasting(known.description, where[0] if where is not None else place)
     if where is None:
         told = explain_function(known.module, place, known.unchecked)
     else:
         told = explain_place(known.module, *where, known.sources, known.unchecked)
         told += _instruction(known.description, *where)
     click.echo(told, nl=False)
+
+
+def _require_lasting(target: Description | None, function: str) -> None:
+    """Raises DiagnosticError (O2C0541) for code of the initialization: that is no unknown function."""
+    found = target.function_by_name.get(function) if target is not None else None
+    if found is not None and found.initial:
+        raise DiagnosticError(
+            error(
+                "O2C0541",
+                f"`{function}` is code of the initialization: it is not checked, and gone after loading",
+                help="policies are loaded after the module; only what stays in memory is confined",
+            )
+        )
 
 
 @dataclass(frozen=True)

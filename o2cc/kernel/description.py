@@ -342,6 +342,11 @@ class Function:
         return next((offset for register, offset in self.saved if register not in CALLEE_SAVED_NAMES), None)
 
     @cached_property
+    def callees(self) -> frozenset[str]:
+        """The functions that it calls by name."""
+        return frozenset(site.target for site in self.sites if site.target is not None)
+
+    @cached_property
     def site_by_offset(self) -> Mapping[int, Site]:
         return {site.offset: site for site in self.sites}
 

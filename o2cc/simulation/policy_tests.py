@@ -181,6 +181,11 @@ class _Run:
             rule = self.policy.call(step.callee)
             if rule is None:
                 raise _NotPossible(f"`{step.callee}` is no function that this code calls")
+            if rule.allowed and self._only_initial(step.callee):
+                raise _NotPossible(
+                    f"only code of the initialization calls `{step.callee}`, which is not checked, "
+                    "and gone after loading"
+                )
             self.verdict = "allow" if rule.allowed else "deny"
         if self.verdict == "deny":
             return
@@ -202,6 +207,10 @@ class _Run:
         )
         if behind is not None:
             self.world.interpreter.run_site(behind.number, {**registers, "rax": result})
+
+    def _only_initial(self, callee: str) -> bool:
+        callers = [f.initial for f in self.description.functions if callee in f.callees]
+        return bool(callers) and all(callers)
 
     def _result_size(self, gate: model.Gate | None) -> int:
         struct = gate.result.struct if gate is not None and gate.result is not None else None

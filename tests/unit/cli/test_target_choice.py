@@ -59,6 +59,29 @@ def test_tests_say_for_which_kernel_and_which_there_are(
     assert "there is: " in shown
 
 
+@pytest.mark.parametrize("place", ["init_route4", "init_route4+0x10"])
+def test_code_of_the_initialization_is_no_unknown_function(
+    place: str, newest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(o2c, "o2c", ["explain", place, str(_POLICY), "-k", newest]) == 1
+    shown = capsys.readouterr().err
+    assert "error[O2C0541]: `init_route4` is code of the initialization" in shown
+    assert "did you mean" not in shown
+
+
+def test_a_call_that_only_the_initialization_makes_cannot_be_tested(
+    newest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches `allow` of a call that nothing checks, whatever its arguments are."""
+    policy = tmp_path / "p.o2c"
+    added = 'test "its own" { call register_tcf_proto_ops(0) expect allow }\n'
+    policy.write_text(_POLICY.read_text() + added)
+    assert run(o2c, "o2c", ["test", str(policy), "-k", newest, "--only", "its own"]) == 1
+    shown = capsys.readouterr()
+    assert "error[O2C0271]: this step cannot be run: only code of the initialization calls" in shown.err
+    assert "FAILED  its own" in shown.out
+
+
 def test_a_policy_without_a_compartment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = tmp_path / "common.o2c"
     policy.write_text("use std.linux\n")
