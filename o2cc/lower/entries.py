@@ -9,10 +9,10 @@ from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
 from o2cc.kernel.description import Function
 from o2cc.lower import pending
+from o2cc.lower.behind import emit_held, grants_of
 from o2cc.lower.context import ENTRY_REFUSED, Lowering
 from o2cc.lower.expressions import ARGUMENT_REGISTERS, Expressions, Place
 from o2cc.lower.gates import (
-    FLAG_HELD,
     LENT,
     emit_gain,
     emit_if,
@@ -54,27 +54,31 @@ def lower_entry(lowering: Lowering, function: Function) -> None:
         )
 
 
-def _typed_parameters(lowering: Lowering, entry: model.Entry) -> tuple[tuple[int, int], ...]:
-    """(argument, types) of the parameters whose struct the policy has rules for."""
+def _typed_parameters(lowering: Lowering, entry: model.Entry) -> tuple[tuple[int, str, int], ...]:
+    """(argument, struct, types) of the parameters whose struct the policy has rules for."""
     found = []
     for index, parameter in enumerate(entry.parameters[: len(ARGUMENT_REGISTERS)]):
-        if parameter.type.kind is model.TypeKind.POINTER and (
-            mask := lowering.types.mask(parameter.type.struct)
-        ):
-            found.append((index, mask))
+        struct = parameter.type.struct
+        if parameter.type.kind is not model.TypeKind.POINTER or struct is None:
+            continue
+        mask = lowering.types.mask(struct)
+        if mask or any(grants_of(lowering, struct)):
+            found.append((index, struct, mask))
     return tuple(found)
 
 
 def _entry_check(
-    lowering: Lowering, entry: model.Entry, marks: tuple[tuple[int, int], ...]
+    lowering: Lowering, entry: model.Entry, marks: tuple[tuple[int, str, int], ...]
 ) -> tuple[ir.Block, ...]:
     code = Builder(entry.span)
     expressions = expressions_at_call(lowering, code, entered=True)
     emit_requirements(expressions, entry.requires, entry.action, ENTRY_REFUSED)
     _emit_own_caller(code, expressions.place)
-    for index, mask in marks:
-        code.call("mark", expressions.place.argument(index), mask)
-        _emit_behind(lowering, expressions, entry, index)
+    for index, struct, mask in marks:
+        argument = expressions.place.argument(index)
+        if mask:
+            code.call("mark", argument, mask)
+        emit_held(lowering, expressions, struct, argument)
     for effect in entry.effects:
         if isinstance(effect, model.Gives):
             code.span = effect.span
@@ -101,21 +105,6 @@ def _emit_own_caller(code: Builder, place: Place) -> None:
     code.start(own)
     code.decide(ir.Verdict.ALLOW)
     code.start(kernel)
-
-
-def _emit_behind(lowering: Lowering, expressions: Expressions, entry: model.Entry, index: int) -> None:
-    """What grants say lies behind pointers in a struct is held once the struct comes in as an argument."""
-    code = expressions.code
-    struct = entry.parameters[index].type.struct
-    for grant in lowering.policy.grants:
-        if not isinstance(grant, model.BehindGrant) or grant.struct != struct or not grant.allows:
-            continue
-        code.span = grant.span
-        base = expressions.place.argument(index)
-        pointer = code.read(8, code.add(base, grant.offset))
-        inner = expressions.at(base)
-        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
-        code.call("gain", start, inner.value(grant.length), FLAG_HELD, lowering.types.mask(grant.pointee))
 
 
 def _return_check(lowering: Lowering, entry: model.Entry) -> tuple[ir.Block, ...]:

@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.lower.caches import INSTANCE_POINTERS, INSTANCES
 from o2cc.lower.constants import preempt_count_place, slab_test
 from o2cc.lower.context import Lowering
-from o2cc.lower.expressions import Expressions, Place
-from o2cc.lower.places import emit_layout, symbol_address
+from o2cc.lower.places import emit_layout
 from o2cc.lower.rules import Instance, emit_instances
 from o2cc.lower.targets import KernelTarget
-from o2cc.policy import model
 
 
 def is_slab(lowering: Lowering) -> ir.Function:
@@ -68,148 +65,3 @@ def resolve_symbols(
         code.store("kernel_callbacks", row, "address", code.symbol(name))
     code.give_back(1)
     return ir.Function("resolve_symbols", ("unused",), code.finish()), lost
-
-
-def in_behind(lowering: Lowering) -> ir.Function:
-    """``in_behind(address, size, scopes)``: memory that a pointer in a named kernel object leads to.
-
-    The areas of per-namespace variables and grants `behind` a struct are followed for the objects that have names
-    (``init_net``); for other objects they come with the entry that is given the object.
-    """
-    code = Builder()
-    address, size, scopes = (ir.Value(name) for name in ("address", "size", "scopes"))
-    last = code.add(address, size)
-    place = Place(lambda index: ir.Constant(0), None, ir.Constant(0), ir.Constant(0), ir.Constant(0))
-    expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
-    for index, grant in enumerate(lowering.policy.grants):
-        if not isinstance(grant, model.BehindGrant | model.PernetGrant) or not grant.allows:
-            continue
-        code.span = grant.span
-        struct = grant.struct if isinstance(grant, model.BehindGrant) else "net"
-        for base in _named_objects(lowering, code, struct):
-            area = _area(lowering, expressions, grant, base)
-            if area is None:
-                continue
-            start, length = area
-            classes = lowering.scopes.mask_of_rule(("grant", index), grant.scope)
-            applies = code.binary(ir.BinaryOperator.AND, scopes, classes)
-            applies = code.binary(ir.BinaryOperator.NE, applies, 0)
-            present = code.binary(ir.BinaryOperator.NE, start, 0)
-            low = code.binary(ir.BinaryOperator.UGE, address, start)
-            high = code.binary(ir.BinaryOperator.ULE, last, code.add(start, length))
-            inside = code.binary(ir.BinaryOperator.AND, low, high)
-            known = code.binary(ir.BinaryOperator.AND, applies, present)
-            _true_if(code, code.binary(ir.BinaryOperator.AND, inside, known))
-    code.give_back(0)
-    return ir.Function("in_behind", ("address", "size", "scopes"), code.finish())
-
-
-def aims_grant(lowering: Lowering) -> ir.Function:
-    """``aims_grant(address, size)``: 1 when the range touches what says where, or how far, `in_behind` reaches.
-
-    These pointers and lengths lie in own data, or in granted fields.  A compartment that may write them could let the
-    grant end anywhere.  They are set before a policy is loaded, or by the kernel.
-    """
-    code = Builder()
-    address, size = ir.Value("address"), ir.Value("size")
-    last = code.add(address, size)
-    place = Place(lambda index: ir.Constant(0), None, ir.Constant(0), ir.Constant(0), ir.Constant(0))
-    expressions = Expressions(code, place, lowering.policy, lowering.description, lowering.types)
-    for grant in lowering.policy.grants:
-        if not isinstance(grant, model.BehindGrant | model.PernetGrant) or not grant.allows:
-            continue
-        code.span = grant.span
-        for slot, length in _aiming(lowering, expressions, grant):
-            low = code.binary(ir.BinaryOperator.ULT, address, code.add(slot, length))
-            high = code.binary(ir.BinaryOperator.UGT, last, slot)
-            _true_if(code, code.binary(ir.BinaryOperator.AND, low, high))
-    code.give_back(0)
-    return ir.Function("aims_grant", ("address", "size"), code.finish())
-
-
-def _true_if(code: Builder, condition: ir.Operand) -> None:
-    """The function's answer is 1 where the condition holds; it goes on otherwise."""
-    yes, following = code.label("yes"), code.label("next")
-    code.branch(condition, yes, following)
-    code.start(yes)
-    code.give_back(1)
-    code.start(following)
-
-
-def _aiming(
-    lowering: Lowering, expressions: Expressions, grant: model.BehindGrant | model.PernetGrant
-) -> Iterator[tuple[ir.Operand, int]]:
-    """Start and size of each word that the area of a grant hangs on."""
-    code = expressions.code
-    if isinstance(grant, model.PernetGrant):
-        variable = symbol_address(code, lowering.description, grant.variable)
-        if variable is not None:
-            yield variable, 4
-        return
-    for name, outer, path in INSTANCE_POINTERS.get(grant.struct, ()):
-        place = lowering.description.types.find_field(outer, path)
-        if place is not None:
-            yield code.add(code.symbol(name), place.offset), 8
-    for base in _named_objects(lowering, code, grant.struct):
-        yield code.add(base, grant.offset), 8
-        inner = expressions.at(base)
-        for field in (*_fields(grant.start), *_fields(grant.length)):
-            yield code.add(inner.value(field.base), field.offset), field.size
-
-
-def _fields(expression: model.Expr) -> Iterator[model.LoadField]:
-    """The fields that an expression reads."""
-    match expression:
-        case model.LoadField():
-            yield expression
-            yield from _fields(expression.base)
-        case model.AddressOfField():
-            yield from _fields(expression.base)
-        case model.UnaryExpr():
-            yield from _fields(expression.operand)
-        case model.BinaryExpr():
-            yield from _fields(expression.left)
-            yield from _fields(expression.right)
-        case model.Predicate():
-            for operand in expression.operands:
-                yield from _fields(operand)
-
-
-def _named_objects(lowering: Lowering, code: Builder, struct: str) -> Iterator[ir.Operand]:
-    """Addresses of the objects of this struct that have a name, or that a field of such a one points to."""
-    for name in INSTANCES.get(struct, ()):
-        yield code.symbol(name)
-    for name, outer, path in INSTANCE_POINTERS.get(struct, ()):
-        place = lowering.description.types.find_field(outer, path)
-        if place is not None:
-            yield code.read(8, code.add(code.symbol(name), place.offset))
-
-
-def _area(
-    lowering: Lowering,
-    expressions: Expressions,
-    grant: model.BehindGrant | model.PernetGrant,
-    base: ir.Operand,
-) -> tuple[ir.Operand, ir.Operand] | None:
-    code = expressions.code
-    if isinstance(grant, model.BehindGrant):
-        pointer = code.read(8, code.add(base, grant.offset))
-        inner = expressions.at(base)
-        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
-        present = code.binary(ir.BinaryOperator.NE, pointer, 0)
-        return code.select(present, start, 0), inner.value(grant.length)
-    # include/net/netns/generic.h net_generic, 6.1: net->gen->ptr[id]
-    fields = lowering.description.types
-    generic = fields.find_field("net", "gen")
-    array = fields.find_field("net_generic", "ptr")
-    variable = symbol_address(code, lowering.description, grant.variable)
-    if generic is None or array is None or variable is None or len(grant.ranges) != 1:
-        return None
-    number = code.read(4, variable)
-    table = code.read(8, code.add(base, generic.offset))
-    slot = code.add(table, code.binary(ir.BinaryOperator.SHL, number, 3))
-    area = code.read(8, code.add(slot, array.offset))
-    first, last = grant.ranges[0]
-    if grant.struct is None:
-        return area, code.call("size_of_object", area)
-    return code.add(area, first), ir.Constant(last - first)

@@ -16,6 +16,7 @@ from o2cc.ir.parser import parse_library
 from o2cc.kernel.description import Description
 from o2cc.lower import generated
 from o2cc.lower.audition import audition_parts
+from o2cc.lower.behind import NAMESPACE, behind_parts, grants_of
 from o2cc.lower.constants import kernel_constants, merged
 from o2cc.lower.context import Lowering, Unchecked
 from o2cc.lower.entries import lower_entry
@@ -34,7 +35,7 @@ from o2cc.lower.rules import (
 )
 from o2cc.lower.stores import lower_stores
 from o2cc.lower.targets import OpsTables, kernel_targets, ops_targets, own_targets
-from o2cc.policy.model import CheckedPolicy, PernetGrant
+from o2cc.policy.model import CheckedPolicy
 
 if TYPE_CHECKING:
     from o2cc.trees.tree import IntegerTree
@@ -94,6 +95,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
     grants = grant_table(policy, lowering.types, lowering.scopes)
     caches = cache_table(lowering.types)
     resolve, lost = generated.resolve_symbols(lowering, named, outside)
+    behind, behind_hooks = behind_parts(lowering)
     judges, judge_tables, judge_constants = audition_parts(lowering, tree)
     constants = merged(
         judge_constants,
@@ -139,8 +141,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         generated.preempt_count(lowering),
         generated.per_cpu_cookie(lowering),
         resolve,
-        generated.in_behind(lowering),
-        generated.aims_grant(lowering),
+        *behind,
         *judges,
         *([check_arguments(lowering)] if lowering.target_gates else []),
     )
@@ -159,7 +160,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         functions=(*functions, *(f for part in parts for f in part.functions)),
         checks=tuple(lowering.checks.values()),
         sites=tuple(lowering.sites),
-        hooks=tuple(h for part in parts for h in part.hooks),
+        hooks=(*(h for part in parts for h in part.hooks), *behind_hooks),
         discharged=tuple(lowering.discharged),
     )
     return Lowered(
@@ -169,6 +170,11 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
         tables_of_modules,
         private_heap(lowering),
     )
+
+
+def _is_given(policy: CheckedPolicy, struct: str) -> bool:
+    """Whether an entry gets an object of this struct."""
+    return any(parameter.type.struct == struct for entry in policy.entries for parameter in entry.parameters)
 
 
 def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ...]:
@@ -183,14 +189,14 @@ def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ..
                 help="grant a symbol whose section has a symbol that is unique in the kernel",
             )
         )
-    if any(isinstance(g, PernetGrant) for g in lowering.policy.grants):
-        grant = next(g for g in lowering.policy.grants if isinstance(g, PernetGrant))
+    namespaces = next((grant for _, grant in grants_of(lowering, NAMESPACE)), None)
+    if namespaces is not None and not _is_given(lowering.policy, NAMESPACE):
         found.append(
             warning(
                 "O2C0522",
-                "per-namespace areas are known for the initial network namespace only",
-                grant.span,
-                help="other namespaces' areas count as untracked objects",
+                "what a network namespace leads to is known only for those that are there at loading",
+                namespaces.span,
+                help="`entries of struct pernet_operations` lets the compartment see new ones",
             )
         )
     if lowering.unchecked:

@@ -118,13 +118,18 @@ def return_table(description: Description) -> tuple[ir.Table, int]:
 
 
 def target_table(description: Description, scopes: Mapping[str, int]) -> tuple[ir.Table, int]:
-    """Flat start of each of the compartment's functions in ``scopes``, with the scope classes that may call it."""
+    """Flat start of each of the compartment's functions in ``scopes``, with the scope classes that may call it.
+
+    Functions that come from a header can be there several times, under one name.
+    """
     starts = flat_starts(description)
     rows: dict[int, tuple[int, ...]] = {}
-    for name, mask in scopes.items():
-        function = description.function_by_name.get(name)
-        if function is not None and function.section in starts:
-            rows[starts[function.section] + function.offset + 1] = (mask,)
+    for function in description.functions:
+        if function.name not in scopes or function.section not in starts:
+            continue
+        first = description.function_by_name[function.name] is function
+        if first or function.address_taken or function.exported:
+            rows[starts[function.section] + function.offset + 1] = (scopes[function.name],)
     return hash_table("targets", rows, (("flat", 4), ("scopes", 8)))
 
 

@@ -157,8 +157,9 @@ def _load(
                 programs = loaded.programs()
                 phases.hold(info, directory / "maps")
                 served = _hooks_of_module(info, needs, names.kernel)
+                _run_hooks(info, programs)
                 for hook in info.hooks:
-                    if hook not in [item.hook for item in served]:
+                    if hook.kind != "syscall" and hook not in [item.hook for item in served]:
                         _attach_hook(hook, programs, directory / "links", names.kernel)
                 observed: tuple[state.Failure, ...] = ()
                 not_private: tuple[state.Failure, ...] = ()
@@ -174,6 +175,10 @@ def _load(
                     refused = tuple(
                         _attach_sites(planned.attachments, programs, directory, progress, options.optimize)
                     )
+                if len(refused) == len(planned.attachments):
+                    raise _nothing_attached(info.name, refused)
+                # once more, for what came while the entries that tell of it were being attached
+                _run_hooks(info, programs)
         except LoadError as problem:
             raise verifier_diagnostic(problem) from problem
         except OSError as problem:
@@ -184,8 +189,6 @@ def _load(
                     help="run as root, with bpffs mounted: mount -t bpf bpf /sys/fs/bpf",
                 )
             ) from problem
-        if len(refused) == len(planned.attachments):
-            raise _nothing_attached(info.name, refused)
         result = state.State(
             name=info.name,
             loaded_at=time.time(),
@@ -357,14 +360,18 @@ def _same_boot(name: str) -> bool:
     return True
 
 
+def _run_hooks(info: ObjectInfo, programs: Mapping[str, Program]) -> None:
+    """Run what reads the running kernel before any check does."""
+    for hook in info.hooks:
+        if hook.kind == "syscall":
+            kernel_calls.run_program(programs[hook.program].descriptor)
+
+
 def _attach_hook(
     hook: HookInfo, programs: Mapping[str, Program], directory: Path, symbols: running_kernel.Symbols
 ) -> None:
     program = programs[hook.program]
     try:
-        if hook.kind == "syscall":
-            kernel_calls.run_program(program.descriptor)
-            return
         if hook.kind == "raw_tracepoint":
             link = kernel_calls.open_raw_tracepoint(program.descriptor, hook.target)
         else:

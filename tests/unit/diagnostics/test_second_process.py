@@ -128,9 +128,8 @@ _WAITING = (
 def work():
     print(os.getpid(), flush=True)
     time.sleep(1000)
-task = begin(work)
 try:
-    task.result()
+    begin(work).result()
 except KeyboardInterrupt:
     sys.exit(130)
 """

@@ -60,6 +60,17 @@ def test_own_functions_whose_address_is_taken_may_be_called() -> None:
     assert _goes(kernel, 0) == "deny"
 
 
+def test_each_function_of_one_name_may_be_called() -> None:
+    """Catches functions of a header that every source file has a copy of: packets without a hardware checksum."""
+    kernel = confined("icall self")
+    copies = [f for f in sctp().functions if f.name == "sctp_csum_update"]
+    text = kernel.world.sections[copies[0].section]
+    answers = [kernel.call("is_entry", text + copy.offset) for copy in copies]
+    assert len(answers) > 1
+    assert set(answers) == {1}
+    assert kernel.call("is_entry", text + copies[1].offset + 1) == 0
+
+
 def test_named_kernel_functions_may_be_called_and_no_others() -> None:
     """Catches a kernel function that may be called because another one is named."""
     kernel = confined("    icall { jiffies_to_msecs }")

@@ -86,15 +86,15 @@ class Netfilter:
     def close(self) -> None:
         self._socket.close()
 
-    def add_counter(self, table: str, chain: str, protocol: int) -> None:
-        """A table, a base chain on LOCAL_OUT, and a rule that counts the packets of one IP protocol."""
+    def add_counter(self, table: str, chain: str, protocol: int, rules: int = 1) -> None:
+        """A table, a base chain on LOCAL_OUT, and rules that each count the packets of one IP protocol."""
         expressions = (
             # payload load 1 byte at network header + 9 (protocol) to register 1; compare; count
             _expression("payload", _number(1, 1), _number(2, 1), _number(3, 9), _number(4, 1)),
             _expression("cmp", _number(1, 1), _number(2, 0), _nested(3, _attribute(1, bytes([protocol])))),
             _expression("counter"),
         )
-        self._batch([*_chain(table, chain), _rule(table, chain, expressions)])
+        self._batch([*_chain(table, chain), *[_rule(table, chain, expressions)] * rules])
 
     def add_lookup(
         self, table: str, chain: str, ports: Sequence[int], kind: int = BITMAP, family: int = FAMILY_IPV4

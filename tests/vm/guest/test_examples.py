@@ -22,6 +22,7 @@ from o2cc.runtime import loader, state, status
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.plan import tracking_sites
 from tests.vm.examples import guest_object
+from tests.vm.guest.namespaces import Namespace
 from tests.vm.guest.netfilter import BITMAP, FAMILY_INET, FAMILY_IPV4, FAMILY_IPV6, HASH, INTERVALS, Netfilter
 from tests.vm.guest.reports import reports
 
@@ -98,6 +99,7 @@ def test_route_classifier_works_confined(dummy: str) -> None:
         assert _reported("cls_route") == {}
 
 
+COUNTERS = 40
 NF_TABLES = ",".join(
     (
         "nf_tables_newtable",
@@ -130,6 +132,7 @@ def _send_datagrams(family: socket.AddressFamily, address: str) -> None:
 @pytest.mark.timeout(600)
 def test_packet_filter_works_confined(full: bool) -> None:
     _run("modprobe", "nf_tables")
+    old = Namespace(_filter_in_a_namespace)
     with _loaded("nf_tables", None if full else NF_TABLES) as loaded:
         assert loaded.attached > 60
         control = Netfilter()
@@ -142,9 +145,23 @@ def test_packet_filter_works_confined(full: bool) -> None:
                 control.delete(table)
             if full:
                 _filter_by_sets(control)
+                old.work()
+                new = Namespace(_filter_in_a_namespace)
+                new.work()
+                new.end()
         finally:
             control.close()
         assert _reported("nf_tables") == {}
+    old.end()
+
+
+def _filter_in_a_namespace() -> None:
+    """Many counters, which lie close together in per-CPU memory; what a container has no more when it ends."""
+    control = Netfilter()
+    control.add_counter("o2c", "output", socket.IPPROTO_UDP, COUNTERS)
+    _send_datagrams(socket.AF_INET, "127.0.0.1")
+    assert control.dump_rules().count(b"counter") == COUNTERS
+    control.close()
 
 
 def _filter_by_sets(control: Netfilter) -> None:

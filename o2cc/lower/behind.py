@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pointers in the kernel's own objects lead to: grants `behind` a struct, and areas of network namespaces.
+
+Objects that have a name (``init_net``) are followed at the check.  What lies behind others is held from when they come in as
+the argument of an entry.  Network namespaces, which every container has, are met one and all when the policy is loaded, then
+one by one when the kernel hands a new one to the compartment, and what they lead to is forgotten when they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from o2cc.ir import nodes as ir
+from o2cc.ir.builder import Builder
+from o2cc.lower.caches import INSTANCE_POINTERS, INSTANCES
+from o2cc.lower.context import Lowering
+from o2cc.lower.expressions import Expressions, Place
+from o2cc.lower.gates import FLAG_HELD, FLAG_PER_CPU
+from o2cc.lower.places import symbol_address
+from o2cc.policy import model
+
+Grant = model.BehindGrant | model.PernetGrant
+
+NAMESPACE = "net"
+NAMESPACES = "net_namespace_list"  # net/core/net_namespace.c, 6.1 and 6.12; linked by net.list
+NAMESPACE_LIMIT = 4096
+"""Namespaces that are met at loading; the verifier wants a limit."""
+
+
+def grants_of(lowering: Lowering, struct: str | None = None) -> Iterator[tuple[int, Grant]]:
+    """The grants of this kind, with their numbers: all, or those of objects of one struct."""
+    for index, grant in enumerate(lowering.policy.grants):
+        if isinstance(grant, Grant) and grant.allows and struct in (None, _outer(grant)):
+            yield index, grant
+
+
+def behind_parts(lowering: Lowering) -> tuple[tuple[ir.Function, ...], tuple[ir.Hook, ...]]:
+    """The functions `in_behind`, `aims_grant`, `meet_namespace` and `leave_namespace`, and the hook that the loader runs."""
+    functions = (_in_behind(lowering), _aims_grant(lowering), _meet(lowering), _leave(lowering))
+    return functions, _met_at_loading(lowering)
+
+
+def _outer(grant: Grant) -> str:
+    return grant.struct if isinstance(grant, model.BehindGrant) else NAMESPACE
+
+
+def _expressions(lowering: Lowering, code: Builder) -> Expressions:
+    place = Place(lambda index: ir.Constant(0), None, ir.Constant(0), ir.Constant(0), ir.Constant(0))
+    return Expressions(code, place, lowering.policy, lowering.description, lowering.types)
+
+
+def emit_held(lowering: Lowering, expressions: Expressions, struct: str, base: ir.Operand) -> None:
+    """What grants say lies behind pointers in an object of this struct is held from now on."""
+    code = expressions.code
+    if struct == NAMESPACE:
+        if any(_of_namespaces(lowering)):
+            code.call("meet_namespace", base)
+        return
+    for _, grant in grants_of(lowering, struct):
+        assert isinstance(grant, model.BehindGrant)
+        code.span = grant.span
+        pointer = code.read(8, code.add(base, grant.offset))
+        inner = expressions.at(base)
+        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
+        code.call("gain", start, inner.value(grant.length), FLAG_HELD, lowering.types.mask(grant.pointee))
+
+
+# --- network namespaces ------------------------------------------------------------------------------------
+
+
+def _meet(lowering: Lowering) -> ir.Function:
+    """``meet_namespace(base)``: holds what a namespace leads to.  Counters lie in per-CPU memory."""
+    code = Builder()
+    base = ir.Value("base")
+    expressions = _expressions(lowering, code)
+    if types := lowering.types.mask(NAMESPACE):
+        code.call("mark", base, types)
+    for outer, grant, place in _of_namespaces(lowering):
+        code.span = grant.span
+        area = _area(
+            lowering, expressions, grant, base if place is None else code.read(8, code.add(base, place))
+        )
+        if area is None:
+            continue
+        start, length = area
+        struct = grant.pointee if isinstance(grant, model.BehindGrant) else grant.struct
+        flags = FLAG_HELD | (FLAG_PER_CPU if outer == NAMESPACE else 0)
+        code.call("gain", start, length, flags, lowering.types.mask(struct))
+    code.give_back(0)
+    return ir.Function("meet_namespace", ("base",), code.finish())
+
+
+def _of_namespaces(lowering: Lowering) -> Iterator[tuple[str, Grant, int | None]]:
+    """Struct and grant of what namespaces lead to; for objects that a namespace's own field points to, the field's offset."""
+    for _, grant in grants_of(lowering):
+        outer = _outer(grant)
+        if outer == NAMESPACE:
+            yield outer, grant, None
+        for _, holder, path in INSTANCE_POINTERS.get(outer, ()):
+            place = lowering.description.types.find_field(holder, path)
+            if holder == NAMESPACE and place is not None:
+                yield outer, grant, place.offset
+
+
+def _leave(lowering: Lowering) -> ir.Function:
+    """``leave_namespace(base, types)``: a known object is freed.  If it is a namespace, what it led to outside the direct map
+    is forgotten, whose end no hook sees; the kernel has freed it just before (net/core/net_namespace.c cleanup_net, 6.1)."""
+    code = Builder()
+    base = ir.Value("base")
+    expressions = _expressions(lowering, code)
+    grants = tuple(grants_of(lowering, NAMESPACE))
+    if grants and (mask := lowering.types.mask(NAMESPACE)):
+        ended, other = code.label("ended"), code.label("other")
+        code.branch(code.binary(ir.BinaryOperator.AND, ir.Value("types"), mask), ended, other)
+        code.start(ended)
+        for _, grant in grants:
+            code.span = grant.span
+            if (area := _area(lowering, expressions, grant, base)) is not None:
+                code.call("forget", area[0])
+        code.give_back(1)
+        code.start(other)
+    code.give_back(0)
+    return ir.Function("leave_namespace", ("base", "types"), code.finish())
+
+
+def _met_at_loading(lowering: Lowering) -> tuple[ir.Hook, ...]:
+    """``o2c_namespaces``: meets all namespaces that there are; run by the loader, again when all checks are in place."""
+    place = lowering.description.types.find_field(NAMESPACE, "list")
+    if place is None or not any(_of_namespaces(lowering)):
+        return ()
+    code = Builder()
+    head = code.symbol(NAMESPACES)
+    node = code.assign("node", code.read(8, head))
+    step = code.assign("step", 0)
+    following, known, inspect, met, done = map(code.label, ("next", "known", "inspect", "met", "done"))
+    code.jump(following)
+    code.start(following)
+    code.branch(code.binary(ir.BinaryOperator.ULT, step, NAMESPACE_LIMIT), known, done)
+    code.start(known)
+    code.branch(node, inspect, done)
+    code.start(inspect)
+    code.branch(code.binary(ir.BinaryOperator.NE, node, head), met, done)
+    code.start(met)
+    code.call("meet_namespace", code.binary(ir.BinaryOperator.SUB, node, place.offset))
+    code.assign("node", code.read(8, node))
+    code.assign("step", code.add(step, 1))
+    code.jump(following)
+    code.start(done)
+    code.give_back(0)
+    return (ir.Hook("o2c_namespaces", ir.HookKind.SYSCALL, "", code.finish()),)
+
+
+# --- objects that have names -------------------------------------------------------------------------------
+
+
+def _in_behind(lowering: Lowering) -> ir.Function:
+    """``in_behind(address, size, scopes)``: memory that a pointer in a named kernel object leads to.
+
+    Followed for the objects that have names (``init_net``).
+    """
+    code = Builder()
+    address, size, scopes = (ir.Value(name) for name in ("address", "size", "scopes"))
+    last = code.add(address, size)
+    expressions = _expressions(lowering, code)
+    for index, grant in grants_of(lowering):
+        code.span = grant.span
+        for base in _named_objects(lowering, code, _outer(grant)):
+            area = _area(lowering, expressions, grant, base)
+            if area is None:
+                continue
+            start, length = area
+            classes = lowering.scopes.mask_of_rule(("grant", index), grant.scope)
+            applies = code.binary(ir.BinaryOperator.AND, scopes, classes)
+            applies = code.binary(ir.BinaryOperator.NE, applies, 0)
+            present = code.binary(ir.BinaryOperator.NE, start, 0)
+            low = code.binary(ir.BinaryOperator.UGE, address, start)
+            high = code.binary(ir.BinaryOperator.ULE, last, code.add(start, length))
+            inside = code.binary(ir.BinaryOperator.AND, low, high)
+            known = code.binary(ir.BinaryOperator.AND, applies, present)
+            _true_if(code, code.binary(ir.BinaryOperator.AND, inside, known))
+    code.give_back(0)
+    return ir.Function("in_behind", ("address", "size", "scopes"), code.finish())
+
+
+def _aims_grant(lowering: Lowering) -> ir.Function:
+    """``aims_grant(address, size)``: 1 when the range touches what says where, or how far, `in_behind` reaches.
+
+    These pointers and lengths lie in own data, or in granted fields.  A compartment that may write them could let the
+    grant end anywhere.  They are set before a policy is loaded, or by the kernel.
+    """
+    code = Builder()
+    address, size = ir.Value("address"), ir.Value("size")
+    last = code.add(address, size)
+    expressions = _expressions(lowering, code)
+    for _, grant in grants_of(lowering):
+        code.span = grant.span
+        for slot, length in _aiming(lowering, expressions, grant):
+            low = code.binary(ir.BinaryOperator.ULT, address, code.add(slot, length))
+            high = code.binary(ir.BinaryOperator.UGT, last, slot)
+            _true_if(code, code.binary(ir.BinaryOperator.AND, low, high))
+    code.give_back(0)
+    return ir.Function("aims_grant", ("address", "size"), code.finish())
+
+
+def _true_if(code: Builder, condition: ir.Operand) -> None:
+    """The function's answer is 1 where the condition holds; it goes on otherwise."""
+    yes, following = code.label("yes"), code.label("next")
+    code.branch(condition, yes, following)
+    code.start(yes)
+    code.give_back(1)
+    code.start(following)
+
+
+def _aiming(lowering: Lowering, expressions: Expressions, grant: Grant) -> Iterator[tuple[ir.Operand, int]]:
+    """Start and size of each word that the area of a grant hangs on."""
+    code = expressions.code
+    if isinstance(grant, model.PernetGrant):
+        variable = symbol_address(code, lowering.description, grant.variable)
+        if variable is not None:
+            yield variable, 4
+        return
+    for name, outer, path in INSTANCE_POINTERS.get(grant.struct, ()):
+        place = lowering.description.types.find_field(outer, path)
+        if place is not None:
+            yield code.add(code.symbol(name), place.offset), 8
+    for base in _named_objects(lowering, code, grant.struct):
+        yield code.add(base, grant.offset), 8
+        inner = expressions.at(base)
+        for field in (*_fields(grant.start), *_fields(grant.length)):
+            yield code.add(inner.value(field.base), field.offset), field.size
+
+
+def _fields(expression: model.Expr) -> Iterator[model.LoadField]:
+    """The fields that an expression reads."""
+    match expression:
+        case model.LoadField():
+            yield expression
+            yield from _fields(expression.base)
+        case model.AddressOfField():
+            yield from _fields(expression.base)
+        case model.UnaryExpr():
+            yield from _fields(expression.operand)
+        case model.BinaryExpr():
+            yield from _fields(expression.left)
+            yield from _fields(expression.right)
+        case model.Predicate():
+            for operand in expression.operands:
+                yield from _fields(operand)
+
+
+def _named_objects(lowering: Lowering, code: Builder, struct: str) -> Iterator[ir.Operand]:
+    """Addresses of the objects of this struct that have a name, or that a field of such a one points to."""
+    for name in INSTANCES.get(struct, ()):
+        yield code.symbol(name)
+    for name, outer, path in INSTANCE_POINTERS.get(struct, ()):
+        place = lowering.description.types.find_field(outer, path)
+        if place is not None:
+            yield code.read(8, code.add(code.symbol(name), place.offset))
+
+
+def _area(
+    lowering: Lowering,
+    expressions: Expressions,
+    grant: Grant,
+    base: ir.Operand,
+) -> tuple[ir.Operand, ir.Operand] | None:
+    code = expressions.code
+    if isinstance(grant, model.BehindGrant):
+        pointer = code.read(8, code.add(base, grant.offset))
+        inner = expressions.at(base)
+        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
+        present = code.binary(ir.BinaryOperator.NE, pointer, 0)
+        return code.select(present, start, 0), inner.value(grant.length)
+    # include/net/netns/generic.h net_generic, 6.1: net->gen->ptr[id]
+    fields = lowering.description.types
+    generic = fields.find_field("net", "gen")
+    array = fields.find_field("net_generic", "ptr")
+    variable = symbol_address(code, lowering.description, grant.variable)
+    if generic is None or array is None or variable is None or len(grant.ranges) != 1:
+        return None
+    number = code.read(4, variable)
+    table = code.read(8, code.add(base, generic.offset))
+    slot = code.add(table, code.binary(ir.BinaryOperator.SHL, number, 3))
+    area = code.read(8, code.add(slot, array.offset))
+    first, last = grant.ranges[0]
+    if grant.struct is None:
+        return area, code.call("size_of_object", area)
+    return code.add(area, first), ir.Constant(last - first)

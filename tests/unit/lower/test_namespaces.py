@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What network namespaces lead to: those that are there at loading, those that come later, and those that end."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from o2cc.ir import nodes as ir
+from o2cc.simulation.world import USER
+from tests.unit.lower.confined import Confined, confined, offset_of, sctp
+
+RULES = """
+    write struct net { sctp.addr_waitq }
+    write behind struct net { sctp.sctp_statistics[0 .. sizeof(struct sctp_mib)] }
+    write behind struct sctp_sock { ep[0 .. sizeof(struct sctp_endpoint)] }
+    entries of struct pernet_operations
+"""
+AREA = 0xFFFF_8880_3D00_0000  # of processor 0
+COOKIE = 0x2_F000
+MIB = next(struct.size for struct in sctp().types.structs if struct.name == "sctp_mib")
+
+
+@pytest.fixture
+def kernel() -> Confined:
+    found = confined(RULES)
+    machine = found.world.machine
+    machine.memory.write_word(machine.symbols["__per_cpu_offset"], AREA)
+    found.store(USER)
+    return found
+
+
+def _namespace(kernel: Confined, cookie: int) -> int:
+    net = kernel.object(4096, cache="net_namespace")
+    kernel.world.machine.memory.write_word(net + offset_of("net", "sctp.sctp_statistics"), cookie)
+    return net
+
+
+def _link(kernel: Confined, namespaces: list[int]) -> None:
+    """A circular list through its head, as the kernel's."""
+    head = kernel.world.symbol("net_namespace_list")
+    nodes = [head, *(net + offset_of("net", "list") for net in namespaces), head]
+    for node, following in pairwise(nodes):
+        kernel.world.machine.memory.write_word(node, following)
+
+
+def _counter(kernel: Confined, cookie: int) -> str:
+    return kernel.store((cookie + AREA) % (1 << 64))
+
+
+def test_namespaces_from_before_loading_are_met_by_the_loader(kernel: Confined) -> None:
+    """Catches a container whose counters are a violation, and a walk that ends at the first namespace."""
+    cookies = [COOKIE + 0x1000 * number for number in range(3)]
+    _link(kernel, [_namespace(kernel, cookie) for cookie in cookies])
+    assert [_counter(kernel, cookie) for cookie in cookies] == ["deny"] * 3
+    kernel.hook("o2c_namespaces")
+    assert [_counter(kernel, cookie) for cookie in cookies] == ["allow"] * 3
+    assert _counter(kernel, COOKIE + MIB) == "deny"
+    assert kernel.store(COOKIE) == "deny", "a user's address is none of alloc_percpu"
+
+
+def test_the_control_socket_of_each_namespace_is_met(kernel: Confined) -> None:
+    """Catches the endpoint that answers packets of no association, in a container from before loading."""
+    net, control, endpoint = _namespace(kernel, COOKIE), kernel.object(2048), kernel.object(512)
+    memory = kernel.world.machine.memory
+    memory.write_word(net + offset_of("net", "sctp.ctl_sock"), control)
+    memory.write_word(control + offset_of("sctp_sock", "ep"), endpoint)
+    _link(kernel, [net])
+    assert kernel.store(endpoint) == "deny"
+    kernel.hook("o2c_namespaces")
+    assert (kernel.store(endpoint), kernel.store(control)) == ("allow", "deny")
+
+
+def test_without_namespaces_the_walk_ends(kernel: Confined) -> None:
+    """Catches a walk that takes the head of the list for a namespace, or goes round."""
+    _link(kernel, [])
+    kernel.hook("o2c_namespaces")
+    assert kernel.world.machine.maps["objects"].entries == {}
+
+
+def test_a_new_namespace_is_met_when_the_compartment_sees_it(kernel: Confined) -> None:
+    """Catches containers that are started after loading."""
+    net = _namespace(kernel, COOKIE)
+    kernel.run(kernel.site("sctp_defaults_init", ir.SiteKind.ENTRY), net)
+    assert _counter(kernel, COOKIE) == "allow"
+    assert kernel.store(net + offset_of("net", "sctp.addr_waitq")) == "allow"
+
+
+def test_what_a_namespace_led_to_ends_with_it(kernel: Confined) -> None:
+    """Catches per-CPU memory that stays the compartment's when the kernel gives it to somebody else."""
+    net, other = _namespace(kernel, COOKIE), _namespace(kernel, COOKIE + 0x1000)
+    _link(kernel, [net, other])
+    kernel.hook("o2c_namespaces")
+    kernel.hook("o2c_cache_free", 0, net, 0)
+    assert [_counter(kernel, COOKIE), _counter(kernel, COOKIE + 0x1000)] == ["deny", "allow"]
+    assert kernel.store(net + offset_of("net", "sctp.addr_waitq")) == "allow", "its cache tells the type"
+
+
+def test_counters_of_many_namespaces_lie_side_by_side(kernel: Confined) -> None:
+    """Catches a page of per-CPU memory that has room for four of them."""
+    cookies = [COOKIE + MIB * number for number in range(40)]
+    _link(kernel, [_namespace(kernel, cookie) for cookie in cookies])
+    kernel.hook("o2c_namespaces")
+    assert {_counter(kernel, cookie + MIB - 8) for cookie in cookies} == {"allow"}
+    assert kernel.counter("lost_tracking") == 0
+    assert _counter(kernel, COOKIE + MIB * 40) == "deny"
+
+
+def test_a_policy_that_does_not_see_new_namespaces_says_so() -> None:
+    """Catches containers that are started later and of which nothing is known, without a word."""
+    without = RULES.replace("entries of struct pernet_operations", "")
+    assert [item.code for item in confined(without).lowered.warnings if item.code == "O2C0522"] == ["O2C0522"]
+    assert [item.code for item in confined(RULES).lowered.warnings if item.code == "O2C0522"] == []
