@@ -86,6 +86,7 @@ def test_a_quiet_compartment_is_six_lines() -> None:
         ({"accepted": 3}, "auditioned  3 objects from before loading accepted by the tree, and alive"),
         ({"covered": 9}, "2 of 3 sites, which decide 9 more; 1 hook"),
         ({"degraded": "report"}, "weakened by --degrade report"),
+        ({"unseen": 2}, "unseen      2 frees or new pages of the whole system"),
         ({"lost_events": 3}, "3 events: the event buffer was full"),
         ({"lost_tracking": 1}, "1 object that could not be tracked"),
         (
