@@ -15,6 +15,7 @@ table as well.  The loop takes the time itself.  Programs run in turns; medians,
     shadow       the owner shadow's byte alone: one bound and one load
     own heap     `check_store` of o2cc/lower/library, as it is compiled for a policy with a private heap, for memory that
                  is the compartment's own: the owner shadow's byte, and whether the range lies in one slot
+    free         what the hooks at every free in the system do where nothing is known of the memory: a count by the address's hash
     hash lookup  one lookup of the object, which is there
     the paper's  struct page, head, slab cache, lookup of the cache (which is not there), size, the object's base, lookup
                  of the object (arXiv 2401.05641; the peer `shortest` of compile.py).  It reads the same fields of
@@ -123,6 +124,12 @@ entry:
   %foreign = eq %owner, 0
   return %foreign
 }
+function do_free(address, size, site, sp, bp) {
+entry:
+  %row = call object_row(%address)
+  %known = load known_objects[%row].count
+  return %known
+}
 function do_lookup(address, size, site, sp, bp) {
 entry:
   %e = lookup objects, %address
@@ -219,6 +226,7 @@ PROGRAMS = {
     "empty": "do_empty",
     "shadow": "do_shadow",
     "own heap": "check_store",
+    "free": "do_free",
     "hash lookup": "do_lookup",
     "the paper's": "do_paper",
 }
@@ -236,11 +244,15 @@ def constants() -> dict[str, int]:
 
 
 def module() -> ir.Module:
-    """All programs, with `check_store` and the owner shadow as the library has them."""
+    """All programs, with `check_store`, the owner shadow and the counts of frees as the library has them."""
     given = constants()
-    store = library_sources()["store"].text
-    start = store.index("function check_store(")
-    text = _TEXT + store[start : store.index("\n}\n", start) + 3]
+    library = library_sources()
+    text = (
+        _TEXT
+        + _excerpt(library["store"].text, "function check_store(", "\n}\n")
+        + _excerpt(library["known"].text, "table known_objects ", "\n")
+        + _excerpt(library["known"].text, "function object_row(", "\n}\n")
+    )
     for name, function in PROGRAMS.items():
         text += _LOOP.replace("NAME", _hook(name)).replace("FUNCTION", function)
     numbers = {
@@ -252,12 +264,17 @@ def module() -> ir.Module:
     for name, number in numbers.items():
         text = text.replace(name, str(number))
     made = parse_module(SourceFile("check_speed.ir", text), given, own_spans=True)
-    shadow = parse_library(library_sources()["private_heap"], given)
+    shadow = parse_library(library["private_heap"], given)
     whole = replace(
         made, tables=(*made.tables, *shadow.tables), functions=(*made.functions, *shadow.functions)
     )
     require_valid(whole)
     return whole
+
+
+def _excerpt(text: str, begin: str, end: str) -> str:
+    start = text.index(begin)
+    return text[start : text.index(end, start) + len(end)]
 
 
 def _hook(name: str) -> str:

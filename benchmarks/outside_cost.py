@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a loaded SCTP policy costs the rest of the system: loops that never enter sctp, with the policy and without.
 
-    python -m benchmarks.outside_cost [--kernel 6.1|6.12]
+    python -m benchmarks.outside_cost [--kernel 6.1|6.12] [--time]
 
 Boots a VM (see benchmarks/vm.py) and runs these loops in one thread, in turns without and with the policy, in one boot:
 
@@ -16,11 +16,14 @@ The policy denies, through o2c.ko, with a tracked heap: its hooks run at every k
 the whole system, and while its transition lasts at every new page, which is what it can cost outside.  Of its sites only 20
 are attached, to keep turns short: probes in code that does not run cost nothing.
 
+Beside it a peer: programs that do nothing (`empty`), at the same places, attached in the same way.  What these cost the kernel
+takes for calling them, whatever they are; the rest is ours.
+
 The VM's clocks count executed instructions (QEMU's -icount; not on 6.1, which does not boot so), so that what else the host
-does changes nothing: the figures are instructions, in millions, of one run of a loop, and no times.  The loops take turns run by run, on one processor, and
-what counts is the median.  `transition/` and `final/` are ratios to the turns without the policy; `noise` is the same ratio
-between the turns without the policy, every other one to the rest.  A ratio is within noise when it is no farther from 1
-than noise is.  `all` is the geometric mean of the loops' ratios.
+does changes nothing: the figures are instructions, in millions, of one run of a loop, and no times.  With `--time`, and on 6.1,
+they are times in milliseconds.  The loops take turns run by run, on one processor, and what counts is the median.  `transition/`,
+`final/` and `empty/` are ratios to the turns without any; `noise` is the lowest and the highest ratio of one turn without to all
+of them.  A ratio is within noise when it lies between these.  `all` is the geometric mean of the loops' ratios.
 """
 
 from __future__ import annotations
@@ -30,16 +33,22 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from benchmarks import vm
-from o2cc.bpf.info import read
-from o2cc.runtime import loader, phases
+from o2cc.bpf.emit import emit_object
+from o2cc.bpf.info import HookInfo, read
+from o2cc.bpf.layout import Layout
+from o2cc.diagnostics import SourceFile
+from o2cc.ir.parser import parse_library
+from o2cc.runtime import kernel_calls, loader, phases, running_kernel
+from o2cc.runtime.libbpf import BpfObject
 from o2cc.runtime.loader import LoadOptions
 from scripts.fetch_kernels import Kernel
 
-TURNS = ("without", "transition", "without", "final") * 2 + ("without",)
+KINDS = ("transition", "final", "empty")
+TURNS = tuple(turn for kind in KINDS for turn in ("without", kind)) * 2 + ("without",)
 SAMPLES = 40  # of each loop in a turn
 SITES = 20
 Times = dict[str, list[float]]
@@ -111,8 +120,56 @@ def loops() -> Iterator[Mapping[str, Callable[[], None]]]:
 
 
 def objects(kernel: Kernel) -> Mapping[str, bytes]:
-    """The policy."""
-    return {"deny": vm.denying(kernel)}
+    """The policy, and programs at the places of its hooks that do nothing."""
+    policy = vm.denying(kernel)
+    return {"deny": policy, "empty": empty(read(policy).hooks)}
+
+
+def empty(hooks: Sequence[HookInfo]) -> bytes:
+    """An object with a program that does nothing for each of these hooks."""
+    texts = (
+        f"hook {hook.name} {hook.kind} {hook.target} {{\nentry:\n  return 0\n}}\n" for hook in _placed(hooks)
+    )
+    module = parse_library(SourceFile("empty.ir", "".join(texts)))
+    return emit_object(module, layout=Layout.SITE, sources={}).data
+
+
+def _placed(hooks: Sequence[HookInfo]) -> Iterator[HookInfo]:
+    return (hook for hook in hooks if hook.kind in ("raw_tracepoint", "kprobe"))
+
+
+@contextmanager
+def attached(data: bytes) -> Iterator[None]:
+    """The hooks of an object are in place, as the loader attaches them."""
+    with BpfObject(data) as loaded, ExitStack() as links:
+        loaded.load()
+        programs = loaded.programs()
+        kernel = running_kernel.symbols_in(running_kernel.read_kallsyms(), None)
+        for hook in _placed(read(data).hooks):
+            program = programs[hook.program].descriptor
+            if hook.kind == "raw_tracepoint":
+                link = kernel_calls.open_raw_tracepoint(program, hook.target)
+            else:
+                event = kernel_calls.kprobe_event(kernel.addresses[hook.target])
+                links.callback(os.close, event)
+                link = kernel_calls.link_perf_event(program, event, 0)
+            links.callback(os.close, link)
+        yield
+
+
+@contextmanager
+def in_force(kind: str, options: LoadOptions) -> Iterator[None]:
+    """What a turn of that kind has."""
+    if kind == "without":
+        yield
+    elif kind == "empty":
+        with attached(vm.guest_object("empty")):
+            yield
+    else:
+        name = loader.load(vm.guest_object("deny"), options=options).name
+        phases.set_phase(name, kind)
+        yield
+        loader.unload(name)
 
 
 def seconds(loop: Callable[[], None]) -> float:
@@ -132,34 +189,41 @@ def guest() -> None:
     turns: list[tuple[str, Times]] = []
     with loops() as found:
         for kind in TURNS:
-            name = loader.load(data, options=options).name if kind != "without" else None
-            if name is not None:
-                phases.set_phase(name, kind)
-            times: Times = {loop: [] for loop in found}
-            for _ in range(SAMPLES):
-                for loop, run in found.items():
-                    times[loop].append(seconds(run))
+            with in_force(kind, options):
+                times: Times = {loop: [] for loop in found}
+                for _ in range(SAMPLES):
+                    for loop, run in found.items():
+                        times[loop].append(seconds(run))
             turns.append((kind, times))
-            if name is not None:
-                loader.unload(name)
             print(f"# {kind}", {other: round(middle([times], other), 3) for other in times}, flush=True)
-    without = [times for kind, times in turns if kind == "without"]
-    print(f"{'':12}{'without':>9}{'transition/':>13}{'final/':>8}{'noise':>8}")
-    rows = []
+    report(turns)
+
+
+def report(turns: list[tuple[str, Times]]) -> None:
+    """Print the ratios of each loop, and of all."""
+    by_kind = {kind: [times for k, times in turns if k == kind] for kind in ("without", *KINDS)}
+    without = by_kind["without"]
+    print(f"{'':12}{'without':>9}" + "".join(f"{kind + '/':>13}" for kind in KINDS) + f"{'noise':>15}")
+    ratios: list[list[float]] = []
     for loop in without[0]:
         base = middle(without, loop)
-        row = [middle([t for k, t in turns if k == kind], loop) / base for kind in ("transition", "final")]
-        row.append(middle(without[::2], loop) / middle(without[1::2], loop))
-        rows.append(row)
-        print(f"{loop:12}{base:9.3f}{row[0]:13.3f}{row[1]:8.3f}{row[2]:8.3f}")
-    overall = [statistics.geometric_mean(column) for column in zip(*rows, strict=True)]
-    print(f"{'all':21}{overall[0]:13.3f}{overall[1]:8.3f}{overall[2]:8.3f}")
+        row = [middle(by_kind[kind], loop) / base for kind in KINDS]
+        row += [middle([turn], loop) / base for turn in without]
+        ratios.append(row)
+        print(f"{loop:12}{base:9.3f}" + _shown(row))
+    print(f"{'all':21}" + _shown([statistics.geometric_mean(column) for column in zip(*ratios, strict=True)]))
+
+
+def _shown(row: Sequence[float]) -> str:
+    """The ratios of the kinds, then the lowest and the highest of the turns without."""
+    kinds, turns = row[: len(KINDS)], row[len(KINDS) :]
+    return "".join(f"{ratio:13.3f}" for ratio in kinds) + f"{min(turns):9.3f}-{max(turns):.3f}"
 
 
 def middle(turns: list[Times], loop: str) -> float:
-    """The median of a loop's runs, in millions of instructions: one is a nanosecond."""
+    """The median of a loop's runs, in milliseconds, or millions of instructions: one is a nanosecond."""
     return statistics.median(value for turn in turns for value in turn[loop]) * 1e3
 
 
 if __name__ == "__main__":
-    vm.main(__doc__, "outside_cost", objects, guest, limit=900, count_instructions=True)
+    vm.main(__doc__, "outside_cost", objects, guest, limit=1500, count_instructions=True)

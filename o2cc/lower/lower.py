@@ -40,7 +40,7 @@ from o2cc.policy.model import CheckedPolicy
 if TYPE_CHECKING:
     from o2cc.trees.tree import IntegerTree
 
-_COMMON = ("state", "address", "store", "report", "capability", "predicates", "audition", "hooks")
+_COMMON = ("state", "known", "address", "store", "report", "capability", "predicates", "audition", "hooks")
 LIBRARY = (*_COMMON, "private_heap", "tracked_heap")
 """All parts of the library; a module has the common ones and one of the last two."""
 
