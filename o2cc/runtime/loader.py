@@ -433,7 +433,8 @@ def unload(
     """Detach and forget a compartment; how many probes there were.
 
     A private heap is drained first, for at most ``patience`` seconds, unless ``force``.  Checks go first and hooks last,
-    so that what is tracked stays exact while checks run.  Raises DiagnosticError: O2C0802 when nothing of that name is
+    so that what is tracked stays exact while checks run; and they say nothing any more, since a kernel takes minutes to take
+    thousands of perf's probes away (6.12: each waits for a grace period of its own).  Raises DiagnosticError: O2C0802 when nothing of that name is
     there, O2C0806 when another process is at it, O2C0839 when private objects are still in use.
     """
     state.check_name(name)
@@ -451,7 +452,9 @@ def unload(
                 raise DiagnosticError(state.not_loaded(name))
             return 0
         try:
-            attached = state.load(name)[0].attached
+            saved, info = state.load(name)
+            attached = saved.attached
+            phases.end(info, directory / "maps")
         except DiagnosticError:
             attached = None
         # what was written down goes first: from here on it is a leftover, which `load` and `unload` take up again

@@ -176,6 +176,12 @@ def begin(info: ObjectInfo, maps: Path) -> None:
         live.set("globals", 0, "started", time.monotonic_ns())
 
 
+def end(info: ObjectInfo, maps: Path) -> None:
+    """Checks say nothing from now on and kill nobody.  Raises DiagnosticError (O2C0805)."""
+    with _globals(info, maps) as live:
+        live.set("globals", 0, "phase", INERT)
+
+
 @contextmanager
 def _globals(info: ObjectInfo, maps: Path) -> Iterator[tables.LiveTables]:
     try:

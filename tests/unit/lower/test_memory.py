@@ -447,3 +447,13 @@ def test_user_memory_that_is_lent_opens_nothing(kernel: Confined) -> None:
     kernel.call("gain", COOKIE, 16, HELD | LENT, 0)
     assert kernel.store((COOKIE + AREA) % (1 << 64)) == "deny"
     assert kernel.store(COOKIE) == "deny"
+
+
+def test_checks_of_a_policy_that_is_being_unloaded_say_nothing() -> None:
+    """Catches a check that outlives the hooks that feed it, and kills proper use."""
+    kernel = confined()
+    foreign = kernel.object(64)
+    assert kernel.store(foreign) == "deny"
+    kernel.phase(0)
+    assert kernel.store(foreign) == "allow"
+    assert kernel.counter("lost_events") == 0
