@@ -15,7 +15,7 @@ from o2cc.kernel.description import KernelFacts
 
 EVENT_BURST = 20  # events a second and site
 FRAME_DEPTH = 16  # frames of the compartment that a stack walk follows
-TRACKED_PAGES = 64  # of one range outside the slab allocator; 64 bytes each where alloc_percpu gave it
+TRACKED_PAGES = 128  # of one range outside the slab allocator; 32 bytes each where alloc_percpu gave it
 SLAB_RED_ZONE_6_1 = 0x400  # include/linux/slab.h, 6.1; from 6.9 on 1 << _SLAB_RED_ZONE
 
 _FIELDS = (

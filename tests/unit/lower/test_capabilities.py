@@ -368,18 +368,18 @@ def test_a_range_that_two_capabilities_hold_is_given_back_twice(kernel: Confined
     assert kernel.store(start) == "deny"
 
 
-def test_a_range_of_more_than_64_pages_is_counted_as_lost(kernel: Confined) -> None:
+def test_a_range_of_more_than_128_pages_is_counted_as_lost(kernel: Confined) -> None:
     """Catches the bound of the page loop: what lies behind it must be denied and counted, not forgotten."""
-    assert kernel.call("gain", _page(0), 63 * PAGE, OWN, 0) == 1
-    assert kernel.call("gain", _page(100), 65 * PAGE, OWN, 0) == 0
+    assert kernel.call("gain", _page(0), 127 * PAGE, OWN, 0) == 1
+    assert kernel.call("gain", _page(200), 129 * PAGE, OWN, 0) == 0
     assert kernel.counter("lost_tracking") == 1
-    assert kernel.store(_page(164)) == "deny"
+    assert kernel.store(_page(328)) == "deny"
 
 
-def test_a_range_of_exactly_64_pages_is_whole(kernel: Confined) -> None:
+def test_a_range_of_exactly_128_pages_is_whole(kernel: Confined) -> None:
     """Catches an off-by-one at the bound of the page loop."""
-    assert kernel.call("gain", _page(0), 64 * PAGE, OWN, 0) == 1
-    assert kernel.store(_page(64) - 8) == "allow"
+    assert kernel.call("gain", _page(0), 128 * PAGE, OWN, 0) == 1
+    assert kernel.store(_page(128) - 8) == "allow"
 
 
 def test_ranges_end_when_their_pages_are_freed(kernel: Confined) -> None:

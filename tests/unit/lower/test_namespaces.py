@@ -9,7 +9,7 @@ import pytest
 
 from o2cc.ir import nodes as ir
 from o2cc.simulation.world import USER
-from tests.unit.lower.confined import Confined, confined, offset_of, sctp
+from tests.unit.lower.confined import OWN, Confined, confined, offset_of, sctp
 
 RULES = """
     write struct net { sctp.addr_waitq }
@@ -19,6 +19,7 @@ RULES = """
 """
 AREA = 0xFFFF_8880_3D00_0000  # of processor 0
 COOKIE = 0x2_F000
+PER_CPU = 32  # flag of `gain` for what alloc_percpu gave
 MIB = next(struct.size for struct in sctp().types.structs if struct.name == "sctp_mib")
 
 
@@ -112,3 +113,13 @@ def test_a_policy_that_does_not_see_new_namespaces_says_so() -> None:
     without = RULES.replace("entries of struct pernet_operations", "")
     assert [item.code for item in confined(without).lowered.warnings if item.code == "O2C0522"] == ["O2C0522"]
     assert [item.code for item in confined(RULES).lowered.warnings if item.code == "O2C0522"] == []
+
+
+@pytest.mark.parametrize("first", [0, 8])
+def test_small_counters_lie_side_by_side(kernel: Confined, first: int) -> None:
+    """Catches a rule set with a counter of 16 bytes in each rule, aligned to 8, of which some are nobody's."""
+    cookies = [COOKIE + first + 16 * number for number in range(100)]
+    assert {kernel.call("gain", cookie, 16, OWN | PER_CPU, 0) for cookie in cookies} == {1}
+    assert {_counter(kernel, cookie + 8) for cookie in cookies} == {"allow"}
+    kernel.call("forget", cookies[50])
+    assert [_counter(kernel, cookies[number]) for number in (49, 50, 51)] == ["allow", "deny", "allow"]
