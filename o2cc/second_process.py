@@ -51,7 +51,9 @@ class Task(Generic[T]):
 
 def begin(work: Callable[[], T]) -> Task[T]:
     """Begin work in a second process.  It must be pure, and what it gives picklable."""
-    return Task(work, _fork(work) if threading.active_count() == 1 else None)
+    # where the kernel reaps children by itself, nothing tells how one ended
+    possible = threading.active_count() == 1 and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
+    return Task(work, _fork(work) if possible else None)
 
 
 def _fork(work: Callable[[], object]) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 
 Objects that have a name (``init_net``) are followed at the check.  What lies behind others is held from when they come in as
 the argument of an entry.  Network namespaces, which every container has, are met one and all when the policy is loaded, then
-one by one when the kernel hands a new one to the compartment, and what they lead to is forgotten when they end.
+one by one when the kernel hands a new one to the compartment.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ Grant = model.BehindGrant | model.PernetGrant
 
 NAMESPACE = "net"
 NAMESPACES = "net_namespace_list"  # net/core/net_namespace.c, 6.1 and 6.12; linked by net.list
+FLAG_MET = 64
+"""In map `objects`: a namespace whose pointers were followed."""
 NAMESPACE_LIMIT = 4096
 """Namespaces that are met at loading; the verifier wants a limit."""
 
@@ -35,8 +37,8 @@ def grants_of(lowering: Lowering, struct: str | None = None) -> Iterator[tuple[i
 
 
 def behind_parts(lowering: Lowering) -> tuple[tuple[ir.Function, ...], tuple[ir.Hook, ...]]:
-    """The functions `in_behind`, `aims_grant`, `meet_namespace` and `leave_namespace`, and the hook that the loader runs."""
-    functions = (_in_behind(lowering), _aims_grant(lowering), _meet(lowering), _leave(lowering))
+    """The functions `in_behind`, `aims_grant` and `meet_namespace`, and the hook that the loader runs."""
+    functions = (_in_behind(lowering), _aims_grant(lowering), _meet(lowering))
     return functions, _met_at_loading(lowering)
 
 
@@ -69,12 +71,23 @@ def emit_held(lowering: Lowering, expressions: Expressions, struct: str, base: i
 
 
 def _meet(lowering: Lowering) -> ir.Function:
-    """``meet_namespace(base)``: holds what a namespace leads to.  Counters lie in per-CPU memory."""
+    """``meet_namespace(base)``: holds what a namespace leads to.  Counters lie in per-CPU memory.
+
+    Each namespace is met once, before the compartment has had it in its hands: later it may have written the pointers.  The
+    initial one lies in no slab; it has a name, and `in_behind` and `aims_grant` look after it.
+    """
     code = Builder()
     base = ir.Value("base")
     expressions = _expressions(lowering, code)
-    if types := lowering.types.mask(NAMESPACE):
-        code.call("mark", base, types)
+    code.call("mark", base, lowering.types.mask(NAMESPACE))
+    known, first, done = code.label("known"), code.label("first"), code.label("done")
+    entry = code.lookup("objects", base)
+    code.branch(entry, known, done)
+    code.start(known)
+    flags = code.entry_load(entry, "objects", "flags")
+    code.branch(code.binary(ir.BinaryOperator.AND, flags, FLAG_MET), done, first)
+    code.start(first)
+    code.entry_store(entry, "objects", "flags", code.binary(ir.BinaryOperator.OR, flags, FLAG_MET))
     for outer, grant, place in _of_namespaces(lowering):
         code.span = grant.span
         area = _area(
@@ -84,8 +97,10 @@ def _meet(lowering: Lowering) -> ir.Function:
             continue
         start, length = area
         struct = grant.pointee if isinstance(grant, model.BehindGrant) else grant.struct
-        flags = FLAG_HELD | (FLAG_PER_CPU if outer == NAMESPACE else 0)
-        code.call("gain", start, length, flags, lowering.types.mask(struct))
+        held = FLAG_HELD | (FLAG_PER_CPU if outer == NAMESPACE else 0)
+        code.call("gain", start, length, held, lowering.types.mask(struct))
+    code.jump(done)
+    code.start(done)
     code.give_back(0)
     return ir.Function("meet_namespace", ("base",), code.finish())
 
@@ -100,27 +115,6 @@ def _of_namespaces(lowering: Lowering) -> Iterator[tuple[str, Grant, int | None]
             place = lowering.description.types.find_field(holder, path)
             if holder == NAMESPACE and place is not None:
                 yield outer, grant, place.offset
-
-
-def _leave(lowering: Lowering) -> ir.Function:
-    """``leave_namespace(base, types)``: a known object is freed.  If it is a namespace, what it led to outside the direct map
-    is forgotten, whose end no hook sees; the kernel has freed it just before (net/core/net_namespace.c cleanup_net, 6.1)."""
-    code = Builder()
-    base = ir.Value("base")
-    expressions = _expressions(lowering, code)
-    grants = tuple(grants_of(lowering, NAMESPACE))
-    if grants and (mask := lowering.types.mask(NAMESPACE)):
-        ended, other = code.label("ended"), code.label("other")
-        code.branch(code.binary(ir.BinaryOperator.AND, ir.Value("types"), mask), ended, other)
-        code.start(ended)
-        for _, grant in grants:
-            code.span = grant.span
-            if (area := _area(lowering, expressions, grant, base)) is not None:
-                code.call("forget", area[0])
-        code.give_back(1)
-        code.start(other)
-    code.give_back(0)
-    return ir.Function("leave_namespace", ("base", "types"), code.finish())
 
 
 def _met_at_loading(lowering: Lowering) -> tuple[ir.Hook, ...]:

@@ -146,6 +146,9 @@ def _load(
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
         undo.callback(pins.remove, directory, silent)
+        undo.callback(
+            _silence, info, directory / "maps"
+        )  # first: what is taken back goes as slowly as at unloading
         try:
             with BpfObject(image) as loaded:
                 progress("verify", 0, len(programs_wanted))
@@ -358,6 +361,11 @@ def _same_boot(name: str) -> bool:
     except DiagnosticError:
         return False
     return True
+
+
+def _silence(info: ObjectInfo, maps: Path) -> None:
+    with suppress(DiagnosticError):
+        phases.end(info, maps)
 
 
 def _run_hooks(info: ObjectInfo, programs: Mapping[str, Program]) -> None:

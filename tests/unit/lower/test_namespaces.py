@@ -88,14 +88,38 @@ def test_a_new_namespace_is_met_when_the_compartment_sees_it(kernel: Confined) -
     assert kernel.store(net + offset_of("net", "sctp.addr_waitq")) == "allow"
 
 
-def test_what_a_namespace_led_to_ends_with_it(kernel: Confined) -> None:
-    """Catches per-CPU memory that stays the compartment's when the kernel gives it to somebody else."""
+def test_what_a_namespace_led_to_ends_when_it_is_freed(kernel: Confined) -> None:
+    """Catches per-CPU memory that stays the compartment's when the kernel gives it to somebody else, and counters of a live
+    namespace that go with an ended one, whose struct the kernel frees long after its counters."""
     net, other = _namespace(kernel, COOKIE), _namespace(kernel, COOKIE + 0x1000)
     _link(kernel, [net, other])
     kernel.hook("o2c_namespaces")
-    kernel.hook("o2c_cache_free", 0, net, 0)
+    kernel.hook("o2c_percpu_free", 0, 0, COOKIE)
     assert [_counter(kernel, COOKIE), _counter(kernel, COOKIE + 0x1000)] == ["deny", "allow"]
+    heir = _namespace(kernel, COOKIE)
+    kernel.run(kernel.site("sctp_defaults_init", ir.SiteKind.ENTRY), heir)
+    kernel.hook("o2c_cache_free", 0, net, 0)
+    assert _counter(kernel, COOKIE) == "allow"
     assert kernel.store(net + offset_of("net", "sctp.addr_waitq")) == "allow", "its cache tells the type"
+
+
+def test_a_namespace_is_met_once(kernel: Confined) -> None:
+    """Catches a compartment that aims a namespace's pointers at somebody's memory, and has the kernel hand it over again."""
+    net, control = _namespace(kernel, COOKIE), kernel.object(2048)
+    victim = kernel.object(512, cache="cred_jar")
+    memory = kernel.world.machine.memory
+    _link(kernel, [net])
+    kernel.hook("o2c_namespaces")
+    memory.write_word(net + offset_of("net", "sctp.ctl_sock"), control)
+    memory.write_word(control + offset_of("sctp_sock", "ep"), victim)
+    memory.write_word(net + offset_of("net", "sctp.sctp_statistics"), 0x1_F000)
+    kernel.run(kernel.site("sctp_ctrlsock_exit", ir.SiteKind.ENTRY), net)
+    kernel.hook("o2c_namespaces")
+    assert (kernel.store(victim), _counter(kernel, 0x1_F000), _counter(kernel, COOKIE)) == (
+        "deny",
+        "deny",
+        "allow",
+    )
 
 
 def test_counters_of_many_namespaces_lie_side_by_side(kernel: Confined) -> None:
