@@ -148,10 +148,7 @@ def _met_at_loading(lowering: Lowering) -> tuple[ir.Hook, ...]:
 
 
 def _in_behind(lowering: Lowering) -> ir.Function:
-    """``in_behind(address, size, scopes)``: memory that a pointer in a named kernel object leads to.
-
-    Followed for the objects that have names (``init_net``).
-    """
+    """``in_behind(address, size, scopes)``: memory that a pointer in a kernel object with a name (``init_net``) leads to."""
     code = Builder()
     address, size, scopes = (ir.Value(name) for name in ("address", "size", "scopes"))
     last = code.add(address, size)

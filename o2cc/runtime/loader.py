@@ -146,9 +146,8 @@ def _load(
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
         undo.callback(pins.remove, directory, silent)
-        undo.callback(
-            _silence, info, directory / "maps"
-        )  # first: what is taken back goes as slowly as at unloading
+        # runs before that: what is taken back goes as slowly as at unloading
+        undo.callback(_silence, info, directory / "maps")
         try:
             with BpfObject(image) as loaded:
                 progress("verify", 0, len(programs_wanted))
@@ -442,8 +441,9 @@ def unload(
 
     A private heap is drained first, for at most ``patience`` seconds, unless ``force``.  Checks go first and hooks last,
     so that what is tracked stays exact while checks run; and they say nothing any more, since a kernel takes minutes to take
-    thousands of perf's probes away (6.12: each waits for a grace period of its own).  Raises DiagnosticError: O2C0802 when nothing of that name is
-    there, O2C0806 when another process is at it, O2C0839 when private objects are still in use.
+    thousands of perf's probes away (6.12: each waits for a grace period of its own).
+
+    Raises DiagnosticError: O2C0802 when nothing of that name is there, O2C0806 when another process is at it, O2C0839 when private objects are still in use.
     """
     state.check_name(name)
     directory = state.pins(name)

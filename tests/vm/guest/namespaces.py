@@ -35,7 +35,7 @@ class Namespace:
                 while os.read(order, 1):
                     act()
                     os.write(answer, b"ok")
-            except Exception as problem:
+            except Exception as problem:  # whatever it is, `work` raises it in the other process
                 os.write(answer, f"{type(problem).__name__}: {problem}".encode())
             os._exit(0)
         os.close(order)
