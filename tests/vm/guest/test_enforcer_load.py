@@ -31,6 +31,8 @@ from tests.vm.guest.enforcer_support import (
 )
 from tests.vm.guest.waiting import wait_until
 
+CYCLES = 3
+
 
 def deny_all(
     enforcer: Enforcer,
@@ -124,24 +126,35 @@ def test_load_and_unload_under_fire(forms: Forms, verdicts: Verdicts) -> None:
     listed = [forms.all[name] for name in ("mov_64", "mov_r12", "mov_rbp", "setcc")]
     before = probes_listed()
     for form in listed[:3]:
-        results: list[bool] = []
+        enough = threading.Event()
+        runs: list[int] = []
+        wrong: list[int] = []
 
-        def strike(form: Form = form, results: list[bool] = results) -> None:
+        def strike(
+            form: Form = form,
+            enough: threading.Event = enough,
+            runs: list[int] = runs,
+            wrong: list[int] = wrong,
+        ) -> None:
             machine, pointers = start_state(form)
-            results.append(forms.hammer(form, machine.registers, pointers, 3000).wrong == 0)
+            while not enough.is_set():
+                result = forms.hammer(form, machine.registers, pointers, 500)
+                runs.extend(result.runs)
+                wrong.append(result.wrong)
 
         thread = threading.Thread(target=strike)
         thread.start()
-        cycles = 0
-        while thread.is_alive():
-            with Enforcer() as enforcer:
-                deny_all(enforcer, verdicts, listed, "cycle")
-                time.sleep(random.random() / 5)
-            assert all_restored(forms)
-            cycles += 1
-        thread.join()
-        assert cycles >= 2
-        assert results == [True]
+        try:
+            for _ in range(CYCLES):
+                with Enforcer() as enforcer:
+                    deny_all(enforcer, verdicts, listed, "cycle")
+                    time.sleep(random.random() / 5)
+                assert all_restored(forms)
+        finally:
+            enough.set()
+            thread.join()
+        assert sum(runs) > 100
+        assert not any(wrong)
     assert probes_listed() == before
 
 
