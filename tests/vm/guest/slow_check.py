@@ -18,7 +18,7 @@ from tests.vm.guest.heap_support import PAGE
 _RDI = 112  # in struct pt_regs, x86-64
 _PROBE_READ_KERNEL = 113  # bpf_probe_read_kernel()
 _CHUNK = 2 << 20  # bytes that are read at each turn, to spend time
-_TURNS = 8000  # the verifier follows 8192 branches
+_MOST_TURNS = 8000  # the verifier follows 8192 branches
 _STATE = 16  # bytes: how far it is, and whether it may go on
 _LOOKED, _TIRED = 1, 2
 
@@ -26,8 +26,8 @@ _LOOKED, _TIRED = 1, 2
 class SlowCheck:
     """The program: it allows a store through rdi if the page there has an owner."""
 
-    def __init__(self, shadow: Shadow, direct_map: int) -> None:
-        """``direct_map``: where the kernel maps page frame 0."""
+    def __init__(self, shadow: Shadow, direct_map: int, turns: int = _MOST_TURNS) -> None:
+        """``direct_map``: where the kernel maps page frame 0.  ``turns``: after so many it waits no longer."""
         self._scratch = array_map(_CHUNK)
         self._state = array_map(_STATE)
         source = _kernel_text()
@@ -44,7 +44,7 @@ class SlowCheck:
             + instruction(0x15, 9, 0, 17)  # if r9 == 0 goto deny
             + _value(8, self._state)
             + instruction(0x7A, 8, immediate=_LOOKED)
-            + instruction(0xB7, 6, immediate=_TURNS)
+            + instruction(0xB7, 6, immediate=turns)
             # again:
             + instruction(0x79, 7, 8, 8)  # may it go on?
             + instruction(0x55, 7, 0, 9)  # if r7 != 0 goto allow
