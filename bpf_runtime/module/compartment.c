@@ -147,6 +147,8 @@ static void destroy(struct o2c_compartment *compartment)
 	smp_store_release(&compartment->live, false);
 	o2c_unregister(compartment, 0);
 	kvfree(compartment->sites);
+	/* only now: up to its end a check knows what was freed */
+	o2c_hooks_end(compartment);
 	if (compartment->heap)
 		o2c_heap_destroy(compartment->heap);
 	compartment->heap = NULL;
@@ -223,10 +225,25 @@ static bool is_suitable(const struct bpf_prog *program)
 	return !sleepable && !program->kprobe_override && !program->expected_attach_type && program->jited;
 }
 
-int o2c_compartment_program(struct o2c_compartment *compartment, struct o2c_program *request)
+/* Takes the program that a request names, if it is of that type; else -EINVAL. */
+static struct bpf_prog *take(const struct o2c_program *request, enum bpf_prog_type type)
 {
 	struct bpf_prog *program;
 	char *path;
+
+	if (request->fd >= 0)
+		return bpf_prog_get_type_dev(request->fd, type, false);
+	path = strndup_user(u64_to_user_ptr(request->path), PATH_MAX);
+	if (IS_ERR(path))
+		return ERR_CAST(path);
+	program = bpf_prog_get_type_path(path, type);
+	kfree(path);
+	return program;
+}
+
+int o2c_compartment_program(struct o2c_compartment *compartment, struct o2c_program *request)
+{
+	struct bpf_prog *program;
 	int ret;
 
 	if (request->reserved || request->index || request->fd < -1 || (request->fd >= 0 && request->path) ||
@@ -238,15 +255,9 @@ int o2c_compartment_program(struct o2c_compartment *compartment, struct o2c_prog
 		       O2C_MAX_PROGRAMS);
 	if (ret)
 		return ret;
-	if (request->fd >= 0) {
-		program = bpf_prog_get_type_dev(request->fd, BPF_PROG_TYPE_KPROBE, false);
-	} else {
-		path = strndup_user(u64_to_user_ptr(request->path), PATH_MAX);
-		if (IS_ERR(path))
-			return PTR_ERR(path);
-		program = bpf_prog_get_type_path(path, BPF_PROG_TYPE_KPROBE);
-		kfree(path);
-	}
+	program = take(request, BPF_PROG_TYPE_KPROBE);
+	if (program == ERR_PTR(-EINVAL))
+		program = take(request, BPF_PROG_TYPE_RAW_TRACEPOINT);
 	if (IS_ERR(program))
 		return PTR_ERR(program);
 	if (!is_suitable(program)) {
@@ -301,6 +312,8 @@ int o2c_compartment_commit(struct o2c_compartment *compartment)
 	/* nobody is in the detour of another's optimized probe, where a skip site cannot deny, after this */
 	if (joined)
 		synchronize_rcu_tasks();
+	/* first: what a check notes is not freed unseen */
+	o2c_hooks_begin(compartment);
 	/* pairs with the probes' acquire: who sees it sees the counters as well */
 	smp_store_release(&compartment->live, true);
 	return 0;
@@ -395,5 +408,6 @@ void o2c_compartment_info(struct o2c_compartment *compartment, struct o2c_info *
 		info->errors += total.errors;
 	}
 	info->killed = atomic64_read(&compartment->killed);
+	info->tracepoints = compartment->hook_count;
 	info->kills_lost = atomic64_read(&compartment->kills_lost);
 }

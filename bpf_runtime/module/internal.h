@@ -68,6 +68,7 @@ struct o2c_counters {
 };
 
 struct o2c_compartment;
+struct o2c_hook;
 struct o2c_private_heap;
 struct o2c_probe;
 
@@ -135,6 +136,9 @@ struct o2c_compartment {
 	struct o2c_probe **sites;
 	u32 site_count;
 	u32 site_room;
+	struct o2c_hook **hooks;	/* at tracepoints */
+	u32 hook_count;
+	u32 hook_room;
 	struct module **targets;
 	u32 target_count;
 	u32 target_room;
@@ -208,7 +212,13 @@ void o2c_drain_cancel(struct o2c_compartment *compartment);
 int o2c_drain_init(void);
 void o2c_drain_exit(void);
 
+/* tracepoint.c */
+int o2c_hook_add(struct o2c_compartment *compartment, const struct o2c_tracepoint *request);
+void o2c_hooks_begin(struct o2c_compartment *compartment);
+void o2c_hooks_end(struct o2c_compartment *compartment);
+
 /* owned.c */
+struct bpf_map *o2c_map_value(const struct o2c_compartment *compartment, u32 id, u8 **value);
 int o2c_owned_init(struct o2c_owned *owned, const struct o2c_compartment *compartment, u32 id, u64 limit);
 bool o2c_owned_add(struct o2c_owned *owned, struct page *head, u8 value);
 bool o2c_owned_has(const struct o2c_owned *owned, const struct page *page, u8 value);

@@ -51,7 +51,7 @@ static long version(void __user *argument)
 		.site_size = sizeof(struct o2c_site),
 		.max_batch = O2C_MAX_BATCH,
 		.features = O2C_FEATURE_DRAIN | O2C_FEATURE_KVMALLOC | O2C_FEATURE_PAGES | O2C_FEATURE_BULK |
-			    O2C_FEATURE_LARGE,
+			    O2C_FEATURE_LARGE | O2C_FEATURE_TRACEPOINT,
 	};
 
 	return copy_to_user(argument, &answer, sizeof(answer)) ? -EFAULT : 0;
@@ -168,6 +168,15 @@ static long drain(struct o2c_compartment *compartment, void __user *argument)
 	return ret;
 }
 
+static long tracepoint(struct o2c_compartment *compartment, void __user *argument)
+{
+	struct o2c_tracepoint request;
+
+	if (copy_from_user(&request, argument, sizeof(request)))
+		return -EFAULT;
+	return o2c_hook_add(compartment, &request);
+}
+
 static long on_compartment(struct o2c_compartment *compartment, unsigned int request, void __user *argument)
 {
 	long ret;
@@ -207,6 +216,9 @@ static long on_compartment(struct o2c_compartment *compartment, unsigned int req
 		break;
 	case O2C_IOC_DRAIN:
 		ret = drain(compartment, argument);
+		break;
+	case O2C_IOC_TRACEPOINT:
+		ret = tracepoint(compartment, argument);
 		break;
 	default:
 		ret = -ENOTTY;
@@ -264,6 +276,8 @@ static int __init o2c_init(void)
 	BUILD_BUG_ON(sizeof(struct o2c_site) != 80);
 	BUILD_BUG_ON(sizeof(struct o2c_attach) != 40);
 	BUILD_BUG_ON(sizeof(struct o2c_site_stats) != 56);
+	BUILD_BUG_ON(sizeof(struct o2c_info) != 128);
+	BUILD_BUG_ON(sizeof(struct o2c_tracepoint) != 56);
 	o2c_kill_init();
 	ret = o2c_drain_init();
 	if (ret)

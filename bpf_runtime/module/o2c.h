@@ -3,7 +3,7 @@
  * The interface between o2c.ko and user space: one device, /dev/o2c, a fixed set of ioctls.
  *
  * Every structure has a fixed size and no hidden padding; reserved members must be zero. The order of use is
- * CREATE, PROGRAM (once a program), ATTACH (once a batch of sites), COMMIT; until COMMIT nothing is decided and
+ * CREATE, PROGRAM (once a program), TRACEPOINT (once a hook), ATTACH (once a batch of sites), COMMIT; until COMMIT nothing is decided and
  * nothing is denied. docs/enforcement.md explains the rules.
  */
 #ifndef O2C_H
@@ -82,7 +82,7 @@ enum o2c_state {
 enum o2c_reason {
 	O2C_REASON_NONE = 0,
 	O2C_REASON_RESERVED,		/* a reserved member is not zero, or a value is out of range */
-	O2C_REASON_PROGRAM,		/* no program of that index */
+	O2C_REASON_PROGRAM,		/* no kprobe program of that index */
 	O2C_REASON_ADDRESS,		/* not kernel text that can be read */
 	O2C_REASON_MODULE,		/* the module is not there or going away */
 	O2C_REASON_BYTES,		/* the text is not what the compiler saw */
@@ -123,6 +123,7 @@ struct o2c_version {
 #define O2C_FEATURE_VMALLOC	(1u << 3)	/* not there: the shadow knows no vmalloc addresses */
 #define O2C_FEATURE_BULK	(1u << 4)	/* O2C_HEAP_BULK_ALLOC, O2C_HEAP_BULK_FREE */
 #define O2C_FEATURE_LARGE	(1u << 5)	/* kmalloc of more than 8192 bytes */
+#define O2C_FEATURE_TRACEPOINT	(1u << 6)	/* O2C_IOC_TRACEPOINT */
 
 struct o2c_create {
 	__u32 flags;
@@ -226,7 +227,31 @@ struct o2c_info {
 	__u64 errors;
 	__u64 killed;		/* SIGKILLs sent */
 	__u64 kills_lost;	/* kill was asked for outside an ordinary task, or the queue was full: only denied */
-	__u64 reserved[2];
+	__u32 tracepoints;
+	__u32 reserved32;
+	__u64 reserved;
+};
+
+/*
+ * A hook at a tracepoint: a program of type raw tracepoint, which sees the tracepoint's arguments as such a program always
+ * does, and runs with interrupts off. Once for each tracepoint and compartment, before COMMIT; from then on it runs, and until no
+ * site is probed any more. `map` is 0, and the program runs each time, or the id of an array map of one element that a program of
+ * the compartment uses. Then the 32-bit words from its byte `offset` on, a multiple of 4, tell when to run it:
+ *
+ *   kfree, kmem_cache_free	when word (pointer * 0x9e3779b97f4a7c15 mod 2^64) >> 48 of O2C_COUNT_ROWS is not 0
+ *   mm_page_free		when word (page frame >> 3) mod O2C_COUNT_ROWS is not 0, and above order 3 each time
+ *   mm_page_alloc		when the one word is `value`, which is 0 with the others
+ *   percpu_free_percpu		takes no map
+ */
+#define O2C_COUNT_ROWS		65536
+
+struct o2c_tracepoint {
+	char name[O2C_NAME_LEN];
+	__u32 program;		/* its index */
+	__u32 map;
+	__u32 offset;
+	__u32 value;
+	__u64 reserved;
 };
 
 /*
@@ -291,5 +316,6 @@ struct o2c_drain {
 #define O2C_IOC_HEAP		_IOWR(O2C_IOC_MAGIC, 9, struct o2c_heap)
 #define O2C_IOC_HEAP_STATS	_IOR(O2C_IOC_MAGIC, 10, struct o2c_heap_stats)
 #define O2C_IOC_DRAIN		_IOWR(O2C_IOC_MAGIC, 11, struct o2c_drain)
+#define O2C_IOC_TRACEPOINT	_IOW(O2C_IOC_MAGIC, 12, struct o2c_tracepoint)
 
 #endif /* O2C_H */

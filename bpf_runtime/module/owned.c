@@ -19,7 +19,7 @@
 
 #include "internal.h"
 
-/* The shadow must be a map that a program of the compartment uses: nobody else has a say in what it allows. */
+/* A map that a program of the compartment uses: nobody else has a say in what it allows. */
 static struct bpf_map *find_map(const struct o2c_compartment *compartment, u32 id)
 {
 	struct bpf_map *found = NULL;
@@ -39,22 +39,35 @@ static struct bpf_map *find_map(const struct o2c_compartment *compartment, u32 i
 	return found;
 }
 
-int o2c_owned_init(struct o2c_owned *owned, const struct o2c_compartment *compartment, u32 id, u64 limit)
+/*
+ * The array map of that id, and where its one value is. The caller puts the map. -ENOENT: no program of the compartment uses
+ * it; -EINVAL: it is of another kind.
+ */
+struct bpf_map *o2c_map_value(const struct o2c_compartment *compartment, u32 id, u8 **value)
 {
 	struct bpf_map *map = find_map(compartment, id);
 	u64 address;
 	int ret = -EINVAL;
 
 	if (!map)
-		return -ENOENT;
+		return ERR_PTR(-ENOENT);
 	if (map->map_type == BPF_MAP_TYPE_ARRAY && map->max_entries == 1 && map->ops->map_direct_value_addr)
 		ret = map->ops->map_direct_value_addr(map, &address, 0);
 	if (ret) {
 		bpf_map_put(map);
-		return ret;
+		return ERR_PTR(ret);
 	}
+	*value = (u8 *)address;
+	return map;
+}
+
+int o2c_owned_init(struct o2c_owned *owned, const struct o2c_compartment *compartment, u32 id, u64 limit)
+{
+	struct bpf_map *map = o2c_map_value(compartment, id, &owned->shadow);
+
+	if (IS_ERR(map))
+		return PTR_ERR(map);
 	owned->map = map;
-	owned->shadow = (u8 *)address;
 	owned->frames = map->value_size;
 	owned->limit = limit;
 	owned->bytes = 0;

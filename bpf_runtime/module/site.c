@@ -89,7 +89,8 @@ static int check_request(const struct o2c_compartment *compartment, const struct
 	if (site->kind == O2C_KIND_HEAP && (!compartment->heap || !is_heap_request(site)))
 		return -EINVAL;
 	*reason = O2C_REASON_PROGRAM;
-	if (site->kind != O2C_KIND_HEAP && site->program >= compartment->program_count)
+	if (site->kind != O2C_KIND_HEAP && (site->program >= compartment->program_count ||
+					    compartment->programs[site->program]->type != BPF_PROG_TYPE_KPROBE))
 		return -ENOENT;
 	*reason = O2C_REASON_LIMIT;
 	if (compartment->site_count >= O2C_MAX_SITES)

@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from o2cc.bpf.info import HeapInfo, HookInfo, ObjectInfo, SiteInfo
@@ -38,6 +38,7 @@ from o2cc.runtime.progress import Progress
 from o2cc.runtime.running_kernel import Symbols
 from o2cc.runtime.state import Failure
 from o2cc.runtime.tables import initial_rows, table
+from o2cc.runtime.tracepoints import Tracepoint, tracepoints
 
 NEEDS_MODULE = frozenset({"deny", "panic", "strict probes", "private heap"})
 UNSUPPORTED = frozenset({"private stack", "on missed deny", "on missed panic"})
@@ -100,6 +101,24 @@ class HeapRequest:
     shadow: int
     calls: tuple[heap.Redirected, ...]
     lost: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """The hooks for o2c.ko to attach, and the ids of the object's data maps by section."""
+
+    probes: tuple[PlacedHook, ...] = ()
+    tracepoints: tuple[Tracepoint, ...] = ()
+    maps: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Their names: nobody else attaches these."""
+        return frozenset(hook.name for hook in self.all)
+
+    @property
+    def all(self) -> tuple[HookInfo, ...]:
+        return (*(item.hook for item in self.tracepoints), *(item.hook for item in self.probes))
 
 
 @dataclass(frozen=True)
@@ -194,6 +213,12 @@ def place_hooks(hooks: Sequence[HookInfo], symbols: Symbols, text: KernelText) -
     return found
 
 
+def tracepoint_hooks(info: ObjectInfo, device: Path = kernel_module.DEVICE) -> tuple[Tracepoint, ...]:
+    """The hooks at tracepoints that o2c.ko is to attach; none if it is of a build that cannot.  Raises EnforcerError."""
+    with Enforcer(device) as enforcer:
+        return tracepoints(info) if Feature.TRACEPOINT in enforcer.features else ()
+
+
 def describe(placed: Placed, program: int) -> tuple[Site, Failure | None]:
     """How o2c.ko is to attach a site, and why it only reports there (None: it denies, or has nothing to deny)."""
     site = placed.site
@@ -216,21 +241,26 @@ def attach(
     programs: Mapping[str, Program],
     progress: Progress,
     private: HeapRequest | None = None,
-    hooks: Sequence[PlacedHook] = (),
+    hooks: Hooks | None = None,
 ) -> Enforced:
-    """Attach every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch, or makes no heap, or does
-    not attach a hook."""
-    indices = {
-        name: enforcer.program(programs[name].descriptor)
-        for name in sorted({item.site.program for item in placed} | {item.hook.program for item in hooks})
-    }
-    if hooks:
+    """Attach every hook and every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch, or makes no
+    heap, or does not attach a hook."""
+    hooks = hooks if hooks is not None else Hooks()
+    wanted = {item.site.program for item in placed}
+    wanted |= {hook.program for hook in hooks.all}
+    indices = {name: enforcer.program(programs[name].descriptor) for name in sorted(wanted)}
+    for at in hooks.tracepoints:
+        number = hooks.maps[at.section] if at.section else 0
+        enforcer.tracepoint(
+            at.hook.target, indices[at.hook.program], map=number, offset=at.offset, value=at.value
+        )
+    if hooks.probes:
         enforcer.attach(
             [
                 Site(
                     item.address, HOOK_COOKIE + number, indices[item.hook.program], Kind.ENTRY, Action.REPORT
                 )
-                for number, item in enumerate(hooks)
+                for number, item in enumerate(hooks.probes)
             ]
         )
     not_private: tuple[Failure, ...] = ()

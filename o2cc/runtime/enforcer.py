@@ -109,7 +109,7 @@ class Enforcer:
         self._call("open", abi.IOC_OPEN, abi.OpenData(name=_text("open", name, abi.NAME_LENGTH)))
 
     def program(self, program: int | Path) -> int:
-        """Register a BPF program of type kprobe, by file descriptor or bpffs path; returns its index."""
+        """Register a BPF program of type kprobe or raw tracepoint, by file descriptor or bpffs path; returns its index."""
         request = abi.ProgramData(fd=-1)
         if isinstance(program, int):
             request.fd = program
@@ -121,6 +121,23 @@ class Enforcer:
             request.path = ctypes.addressof(path)
             self._call("program", abi.IOC_PROGRAM, request)
         return int(request.index)
+
+    def tracepoint(self, name: str, program: int, *, map: int = 0, offset: int = 0, value: int = 0) -> None:
+        """Put a hook at a tracepoint of the kernel, inert as sites are. `program` is the index of one of type raw tracepoint.
+
+        It runs with interrupts off; with the id of a `map`, an array map of one value that a program of the compartment uses,
+        only when the words from its byte `offset` on say so (`struct o2c_tracepoint` in o2c.h: which, and what `value` is).
+        ENOENT: no such tracepoint, program or map. EEXIST: the compartment has one there. EINVAL: a program of another type, or
+        that reads more than the tracepoint gives; a word that is not there.
+        """
+        request = abi.TracepointData(
+            name=_text("tracepoint", name, abi.NAME_LENGTH),
+            program=program,
+            map=map,
+            offset=offset,
+            value=value,
+        )
+        self._call("tracepoint", abi.IOC_TRACEPOINT, request)
 
     def heap(
         self, shadow: int, owner: int, limit: int, *, ctor_offset: int = 0, flags_offset: int = 0
@@ -213,6 +230,7 @@ class Enforcer:
             errors=answer.errors,
             killed=answer.killed,
             kills_lost=answer.kills_lost,
+            tracepoints=answer.tracepoints,
         )
 
     def detach(self) -> None:

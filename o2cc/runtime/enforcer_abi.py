@@ -136,7 +136,9 @@ class InfoData(ctypes.Structure):
         ("errors", ctypes.c_uint64),
         ("killed", ctypes.c_uint64),
         ("kills_lost", ctypes.c_uint64),
-        ("reserved", ctypes.c_uint64 * 2),
+        ("tracepoints", ctypes.c_uint32),
+        ("reserved32", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint64),
     )
 
 
@@ -169,6 +171,17 @@ class DrainData(ctypes.Structure):
     )
 
 
+class TracepointData(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char * NAME_LENGTH),
+        ("program", ctypes.c_uint32),
+        ("map", ctypes.c_uint32),
+        ("offset", ctypes.c_uint32),
+        ("value", ctypes.c_uint32),
+        ("reserved", ctypes.c_uint64),
+    )
+
+
 _WRITE = 1
 _READ = 2
 
@@ -190,6 +203,7 @@ IOC_DETACH = _request(0, 8, 0)
 IOC_HEAP = _request(_READ | _WRITE, 9, ctypes.sizeof(HeapData))
 IOC_HEAP_STATS = _request(_READ, 10, ctypes.sizeof(HeapStatsData))
 IOC_DRAIN = _request(_READ | _WRITE, 11, ctypes.sizeof(DrainData))
+IOC_TRACEPOINT = _request(_WRITE, 12, ctypes.sizeof(TracepointData))
 
 CREATE_KEEP = 1
 CREATE_STRICT = 2

@@ -63,6 +63,7 @@ class Feature(enum.IntFlag):
     VMALLOC = 8
     BULK = 16
     LARGE = 32
+    TRACEPOINT = 64
 
 
 class DrainState(enum.IntEnum):
@@ -128,7 +129,7 @@ class Reason(enum.IntEnum):
 _REASON_TEXTS = {
     Reason.NONE: "no reason given",
     Reason.RESERVED: "a value of the request is out of range",
-    Reason.PROGRAM: "there is no program of that index",
+    Reason.PROGRAM: "there is no program for probes of that index",
     Reason.ADDRESS: "the address is not readable kernel text",
     Reason.MODULE: "the module is not loaded, or is loading or going away",
     Reason.BYTES: "the instruction is not the one that the compiler saw",
@@ -261,3 +262,4 @@ class Info:
     errors: int
     killed: int
     kills_lost: int
+    tracepoints: int

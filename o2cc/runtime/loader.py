@@ -158,10 +158,10 @@ def _load(
                     kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
                 programs = loaded.programs()
                 phases.hold(info, directory / "maps")
-                served = _hooks_of_module(info, needs, names.kernel)
+                hooks = _hooks_of_module(info, needs, names.kernel, loaded.maps())
                 _run_hooks(info, programs)
                 for hook in info.hooks:
-                    if hook.kind != "syscall" and hook not in [item.hook for item in served]:
+                    if hook.kind != "syscall" and hook.name not in hooks.served:
                         _attach_hook(hook, programs, directory / "links", names.kernel)
                 observed: tuple[state.Failure, ...] = ()
                 not_private: tuple[state.Failure, ...] = ()
@@ -169,7 +169,7 @@ def _load(
                     undo.callback(enforcement.remove, info.name)
                     shadow = kernel_calls.map_id(loaded.maps()[heap.SHADOW_SECTION]) if private else 0
                     outcome = _enforce(
-                        data, info, planned, programs, needs, options, progress, names.target, shadow, served
+                        data, info, planned, programs, needs, options, progress, names.target, shadow, hooks
                     )
                     observed, refused = outcome.observed, outcome.failures
                     not_private = outcome.not_private
@@ -240,17 +240,27 @@ def _warn_of_skipped_tracking(info: ObjectInfo, planned: Plan, options: LoadOpti
 
 
 def _hooks_of_module(
-    info: ObjectInfo, needs: enforcement.Needs | None, symbols: running_kernel.Symbols
-) -> Sequence[enforcement.PlacedHook]:
-    """With `probes strict`: the hooks that o2c.ko attaches.  A kprobe of perf would keep the checks of what interrupts it from
-    running."""
-    if needs is None or not needs.strict:
-        return ()
+    info: ObjectInfo,
+    needs: enforcement.Needs | None,
+    symbols: running_kernel.Symbols,
+    maps: Mapping[str, int],
+) -> enforcement.Hooks:
+    """The hooks that o2c.ko attaches: those at tracepoints, and with `probes strict` those at functions, since a kprobe of perf
+    would keep the checks of what interrupts it from running."""
+    if needs is None:
+        return enforcement.Hooks()
+    probes: Sequence[enforcement.PlacedHook] = ()
     try:
-        with KernelText() as text:
-            return enforcement.place_hooks(info.hooks, symbols, text)
+        tracepoints = enforcement.tracepoint_hooks(info)
+        if needs.strict:
+            with KernelText() as text:
+                probes = enforcement.place_hooks(info.hooks, symbols, text)
+    except EnforcerError as problem:
+        raise enforcement.refused(problem) from None
     except OSError:
-        return ()  # refused soon (O2C0835)
+        pass  # refused soon (O2C0835)
+    ids = {item.section: kernel_calls.map_id(maps[item.section]) for item in tracepoints if item.section}
+    return enforcement.Hooks(tuple(probes), tracepoints, ids)
 
 
 def _enforce(
@@ -263,7 +273,7 @@ def _enforce(
     progress: Progress,
     symbols: running_kernel.Symbols,
     shadow: int,
-    hooks: Sequence[enforcement.PlacedHook],
+    hooks: enforcement.Hooks,
 ) -> enforcement.Enforced:
     private: enforcement.HeapRequest | None = None
     try:

@@ -3,6 +3,7 @@
 #include <linux/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/smp.h>
 #include <linux/string.h>
 #include <linux/uaccess.h>
 
@@ -202,6 +203,12 @@ static long churn_pages(u64 rounds)
 	return wrong;
 }
 
+/* In an interrupt. */
+static void free_here(void *object)
+{
+	kfree(object);
+}
+
 long form_allocate(void __user *argument)
 {
 	struct form_alloc request;
@@ -283,6 +290,11 @@ long form_allocate(void __user *argument)
 		break;
 	case FORM_CHURN_PAGES:
 		request.result = churn_pages(request.pointer);
+		break;
+	case FORM_KFREE_THERE:
+		wrong = smp_call_function_single(request.size, free_here, object, true);
+		if (wrong)
+			return wrong;
 		break;
 	case FORM_PEEK:
 		result = object;

@@ -31,6 +31,7 @@ from o2cc.runtime.instructions import Placed
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
 from o2cc.runtime.running_kernel import Symbols
+from o2cc.runtime.tracepoints import Tracepoint
 from tests.unit.runtime.made import site
 
 STORE = bytes.fromhex("48895618") + bytes([0x90] * 8)
@@ -44,6 +45,10 @@ class StandIn:
         self.never, self.not_denied = never, not_denied
         self.programs: list[int] = []
         self.sites: list[Site] = []
+        self.hooks: list[tuple[str, int, dict[str, int], int]] = []
+
+    def tracepoint(self, name: str, program: int, **words: int) -> None:
+        self.hooks.append((name, program, words, len(self.sites)))
 
     def program(self, descriptor: int) -> int:
         self.programs.append(descriptor)
@@ -158,13 +163,38 @@ def test_a_hook_of_the_kernel_is_served_by_a_breakpoint_where_ftrace_has_a_place
     assert found == [enforcement.PlacedHook(hooks[0], 0x2009)]
     given = StandIn()
     enforcement.attach(
-        cast("Enforcer", given), [placed(0)], PROGRAMS, lambda stage, done, total: None, hooks=found
+        cast("Enforcer", given),
+        [placed(0)],
+        PROGRAMS,
+        lambda stage, done, total: None,
+        hooks=enforcement.Hooks(probes=tuple(found)),
     )
     assert [(one.kind, one.address, given.programs[one.program]) for one in given.sites] == [
         (Kind.ENTRY, 0x2009, 8),
         (Kind.STORE, 0x1000, 7),
     ]
     assert given.sites[0].cookie >= enforcement.HOOK_COOKIE
+
+
+def test_hooks_at_tracepoints_are_there_before_any_site() -> None:
+    """Catches checks that note what is freed unseen; and a hook of o2c.ko's that would get a link as well."""
+    hooks = enforcement.Hooks(
+        tracepoints=(
+            Tracepoint(HookInfo("freed", "raw_tracepoint", "kfree", "other"), ".data", 64, 0),
+            Tracepoint(HookInfo("gone", "raw_tracepoint", "percpu_free_percpu", "other")),
+        ),
+        maps={".data": 17},
+    )
+    assert hooks.served == {"freed", "gone"}
+    given = StandIn()
+    enforcement.attach(
+        cast("Enforcer", given), [placed(0)], PROGRAMS, lambda stage, done, total: None, hooks=hooks
+    )
+    other = given.programs.index(8)
+    assert given.hooks == [
+        ("kfree", other, {"map": 17, "offset": 64, "value": 0}, 0),
+        ("percpu_free_percpu", other, {"map": 0, "offset": 0, "value": 0}, 0),
+    ]
 
 
 def test_an_instruction_that_is_not_the_expected_one_is_a_gap() -> None:

@@ -38,6 +38,7 @@ _BPF_OBJ_GET_INFO_BY_FD = 15
 _BPF_MAP_TYPE_ARRAY = 2
 _BPF_LOG_STATS = 4  # errors and a summary, not every instruction
 _BPF_PROG_TYPE_KPROBE, _BPF_PROG_TYPE_SOCKET_FILTER = 2, 1
+RAW_TRACEPOINT = 17  # enum bpf_prog_type
 _HELPER_MAP_LOOKUP, _HELPER_GET_ATTACH_COOKIE = 1, 174
 
 
@@ -86,6 +87,13 @@ def write_map(descriptor: int, value: bytes, index: int = 0) -> None:
         _BPF_MAP_UPDATE_ELEM,
         struct.pack("<IIQQQ", descriptor, 0, ctypes.addressof(key), ctypes.addressof(buffer), 0),
     )
+
+
+def map_id(descriptor: int) -> int:
+    """The id of a map."""
+    info = ctypes.create_string_buffer(80)
+    bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", descriptor, len(info), ctypes.addressof(info)))
+    return int(struct.unpack_from("<II", info)[1])
 
 
 def instruction(opcode: int, to: int = 0, source: int = 0, offset: int = 0, immediate: int = 0) -> bytes:
@@ -175,9 +183,7 @@ class Shadow:
             + instruction(0xB7, 0)
             + instruction(0x95)
         )
-        info = ctypes.create_string_buffer(80)
-        bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", self.map, len(info), ctypes.addressof(info)))
-        self.id = struct.unpack_from("<II", info)[1]
+        self.id = map_id(self.map)
 
     def _read(self) -> bytes:
         return read_map(self.map, self.FRAMES)

@@ -58,6 +58,8 @@ class Operation(IntEnum):
     KFREE_RCU = 18
     CHURN_PAGES = 19
     PEEK = 20
+    KFREE_THERE = 21
+    """In an interrupt on the processor `size`."""
 
 
 class FormAlloc(ctypes.Structure):

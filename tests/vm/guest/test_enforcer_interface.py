@@ -20,6 +20,7 @@ import pytest
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import NO_REGISTER, Action, EnforcerError, Kind, Mode, Reason, Site
 from tests.vm.guest.enforcer_support import (
+    RAW_TRACEPOINT,
     Forms,
     Verdicts,
     constant_program,
@@ -246,15 +247,18 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
         helper.create("fuzz-helper")
         good = form.site(helper.program(verdicts.program))
     libc = ctypes.CDLL(None, use_errno=True)
-    sizes = {0: 16, 1: 112, 2: 32, 3: 24, 4: 40, 6: 24, 7: 160}
+    sizes = {0: 16, 1: 112, 2: 32, 3: 24, 4: 40, 6: 24, 7: 128, 12: 56}
+    hook = constant_program(0, RAW_TRACEPOINT)
     descriptors = [os.open("/dev/o2c", os.O_RDWR | os.O_CLOEXEC) for _ in range(3)]
     interesting = [0, 1, 2, 7, 80, 255, 4096, 4097, 65536, 0xFFFFFFFF, verdicts.program, form.address]
     interesting += [0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 0xFFFF888000000000, 0xDEAD000000000000]
     interesting += [start, start + 80, start + 65530]
     for _ in range(3000):
         descriptor = chance.choice(descriptors)
-        number = chance.choice([0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 6, 7, 8, chance.randrange(256)])
-        direction = chance.randrange(4) if chance.random() < 0.1 else {0: 2, 7: 2, 1: 1, 2: 1}.get(number, 3)
+        number = chance.choice([0, 1, 1, 2, 3, 3, 4, 4, 4, 5, 6, 7, 8, 12, 12, chance.randrange(256)])
+        direction = (
+            chance.randrange(4) if chance.random() < 0.1 else {0: 2, 7: 2, 1: 1, 2: 1, 12: 1}.get(number, 3)
+        )
         if number in (5, 8):
             direction = 0
         size = sizes.get(number, 0) if chance.random() < 0.95 else chance.randrange(16384)
@@ -269,7 +273,7 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
             )
             data[at + 32 : at + 104] = chance.choice([b"", b"o2c_forms", b"o2c", b"sctp"]).ljust(72, b"\0")
         elif number == 3 and chance.random() < 0.7:
-            struct.pack_into("<iIQQ", data, 0, verdicts.program, 0, 0, 0)
+            struct.pack_into("<iIQQ", data, 0, chance.choice([verdicts.program, hook]), 0, 0, 0)
         elif number == 4 and chance.random() < 0.8:
             site = bytearray(80)
             struct.pack_into("<QQqI", site, 0, good.address, 1, -14, 0)
@@ -285,6 +289,10 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
             pages[:80] = bytes(site)
             count = chance.choice([1, 1, 1, 2, 4096])
             struct.pack_into("<QQIIIIII", data, 0, start, 0, count, 80, 0, 0, 0, 0)
+        elif number == 12 and chance.random() < 0.9:
+            name = chance.choice([b"kfree", b"mm_page_free", b"kmem_cache_free", b"sys_enter", b"k" * 32])
+            members = [chance.choice([0, 0, 0, 1, 2, chance.randrange(2**32)]) for _ in range(4)]
+            struct.pack_into("<32sIIIIQ", data, 0, name, *members, chance.choice([0, 0, 0, 1]))
         elif number == 6 and chance.random() < 0.7:
             struct.pack_into("<QIIII", data, 0, start + 4096, 0, 100, 0, 0)
         if chance.random() < 0.05:
@@ -297,7 +305,7 @@ def test_hostile_requests_do_no_harm(forms: Forms, verdicts: Verdicts, seed: int
             at = chance.randrange(len(descriptors))
             os.close(descriptors[at])
             descriptors[at] = os.open("/dev/o2c", os.O_RDWR | os.O_CLOEXEC)
-    for descriptor in descriptors:
+    for descriptor in (*descriptors, hook):
         os.close(descriptor)
     with Enforcer() as enforcer:
         detach_what_is_left("fuzz-a", "fuzz-b")

@@ -12,8 +12,6 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -23,7 +21,7 @@ from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import Action, Mode, Site
 from tests.vm.guest.enforcer_support import PROCESS, SOFTIRQ, Form, Forms, Machine, Shadow, start_state
 from tests.vm.guest.heap_support import OWNER, PAGE, FormAlloc, Operation, allocate, give_heap
-from tests.vm.guest.slow_check import SlowCheck
+from tests.vm.guest.slow_check import SlowCheck, on_cpu
 from tests.vm.guest.waiting import wait_until
 
 RDI = 7
@@ -39,17 +37,6 @@ TARGETS = 8  # pages that are stored to
 MOMENT = 0.1  # seconds in which each processor comes to run
 
 Targets = ctypes.Array[ctypes.c_uint64]
-
-
-@contextmanager
-def on_cpu(number: int) -> Iterator[None]:
-    """This thread runs on one processor only."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {number})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def store_elsewhere(forms: Forms, form: Form, address: int, context: int) -> int:
