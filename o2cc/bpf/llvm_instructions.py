@@ -201,6 +201,26 @@ class InstructionWriter(BodyWriter):
             old = self.value(f"zext i32 {old} to i64")
         self.join(i.result, old, before, end)
 
+    def table_exchange(self, i: nodes.CompareExchange) -> None:
+        """Compares and exchanges a word of a table."""
+        self.writable(i.table)
+        expected, new = self.word(i.expected), self.word(i.new)
+        place = self.in_bounds(i.table, i.index, i.column)
+        if place is None:
+            self.assign(i.result, "0")
+            return
+        address, size, before, end = place
+        if size != 8:
+            raise self.fail(
+                f"there is no atomic exchange of a column of {size} bytes (`{i.table}.{i.column}`)", "O2C0603"
+            )
+        self.join(i.result, self.exchange(address, expected, new), before, end)
+
+    def exchange(self, address: str, expected: str, new: str) -> str:
+        """The word that was there."""
+        pair = self.value(f"cmpxchg ptr {address}, i64 {expected}, i64 {new} seq_cst seq_cst, align 8")
+        return self.value(f"extractvalue {{ i64, i1 }} {pair}, 0")
+
     def atomic_add(self, result: nodes.Value, address: str, word: str, size: int) -> str:
         """An atomic addition; see the head of this file for the ordering."""
         ordering = "seq_cst" if result.name in self.used else "monotonic"
@@ -244,8 +264,7 @@ class InstructionWriter(BodyWriter):
         """Compares and exchanges a field of an entry."""
         expected, new = self.word(i.expected), self.word(i.new)
         address = self.field(i.entry, i.map, i.field)
-        pair = self.value(f"cmpxchg ptr {address}, i64 {expected}, i64 {new} seq_cst seq_cst, align 8")
-        self.assign(i.result, self.value(f"extractvalue {{ i64, i1 }} {pair}, 0"))
+        self.assign(i.result, self.exchange(address, expected, new))
 
     def update(self, i: nodes.Update) -> None:
         """Writes an entry."""
@@ -340,6 +359,8 @@ class InstructionWriter(BodyWriter):
                 self.table_store(i)
             case nodes.FetchAdd():
                 self.table_add(i)
+            case nodes.CompareExchange():
+                self.table_exchange(i)
             case nodes.Lookup():
                 self.lookup(i)
             case nodes.EntryLoad():

@@ -25,8 +25,8 @@ from o2cc.policy.unknown import Callees, callees_of
 def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: bool, json_form: bool) -> None:
     """List the kernel functions that MODULE calls and that the stdlib does not know.
 
-    Their arguments are checked by type only: pointers to structs and to functions, nothing else. A policy can say
-    more with `gate` or `extern fn`. Calls through pointers are not listed. The last line says which modules of the
+    Their arguments are checked by type only: pointers to structs and to functions, nothing else; those to structs
+    that stdlib calls `shared` only not to be the compartment's own. A policy can say more with `gate` or `extern fn`. Calls through pointers are not listed. The last line says which modules of the
     stdlib know the others: a policy knows what it brings in with `use`.
 
     \b
@@ -46,6 +46,8 @@ def gates(reporter: Reporter, target: str, kernel_name: str | None, callers: boo
         return
     for gate in found.unknown:
         click.echo(gate.signature)
+        if gate.shared:
+            click.echo(f"    any kernel address passes that is not own: {', '.join(gate.shared)}")
         if gate.unchecked:
             click.echo(f"    not checked: {', '.join(gate.unchecked)}")
         if callers:
@@ -72,6 +74,7 @@ def _document(name: str, release: str, found: Callees) -> dict[str, object]:
                 "signature": gate.signature,
                 "callers": list(gate.callers),
                 "checked_by_type": list(gate.by_type),
+                "shared": list(gate.shared),
                 "unchecked": list(gate.unchecked),
             }
             for gate in found.unknown

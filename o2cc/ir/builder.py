@@ -176,6 +176,13 @@ class Builder:
     def entry_store(self, entry: ir.Value, map_name: str, field: str, value: Operand) -> None:
         self._add(ir.EntryStore(entry, map_name, field, operand(value)))
 
+    def compare_exchange(
+        self, table: str, index: Operand, column: str, expected: Operand, new: Operand
+    ) -> ir.Value:
+        result = self._fresh()
+        self._add(ir.CompareExchange(result, table, operand(index), column, operand(expected), operand(new)))
+        return result
+
     def entry_fetch_add(self, entry: ir.Value, map_name: str, field: str, value: Operand) -> ir.Value:
         result = self._fresh()
         self._add(ir.EntryFetchAdd(result, entry, map_name, field, operand(value)))

@@ -127,6 +127,7 @@ class Interpreter:
             ir.Load: lambda i, f: machine.tables[i.table].load(f.word(i.index), i.column),
             ir.Store: self._store,
             ir.FetchAdd: self._fetch_add,
+            ir.CompareExchange: self._compare_exchange,
             ir.Lookup: self._lookup,
             ir.EntryLoad: lambda i, f: self._entry(i, f)[self._field(i)],
             ir.EntryStore: self._entry_store,
@@ -222,6 +223,14 @@ class Interpreter:
         index = frame.word(i.index)
         old = table.load(index, i.column)
         table.store(index, i.column, old + frame.word(i.value))
+        return old
+
+    def _compare_exchange(self, i: ir.CompareExchange, frame: _Frame) -> int:
+        table = self.machine.tables[i.table]
+        index = frame.word(i.index)
+        old = table.load(index, i.column)
+        if old == frame.word(i.expected):
+            table.store(index, i.column, frame.word(i.new))
         return old
 
     def _lookup(self, i: ir.Lookup, frame: _Frame) -> int:

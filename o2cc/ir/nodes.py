@@ -187,6 +187,18 @@ class FetchAdd:
 
 
 @dataclass(frozen=True, slots=True)
+class CompareExchange:
+    """``%old = cmpxchg globals[%i].phase, %expected, %new``: atomic, 8 bytes of a writable table; 0 out of bounds."""
+
+    result: Value
+    table: str
+    index: Operand
+    column: str
+    expected: Operand
+    new: Operand
+
+
+@dataclass(frozen=True, slots=True)
 class Lookup:
     """``%e = lookup objects, %key [, %key2]``: an entry handle, 0 when absent."""
 
@@ -308,6 +320,7 @@ Instruction = (
     | Load
     | Store
     | FetchAdd
+    | CompareExchange
     | Lookup
     | EntryLoad
     | EntryStore

@@ -26,7 +26,20 @@ _HOOK_KINDS = {kind.value: kind for kind in ir.HookKind}
 _MAP_KINDS = {kind.value: kind for kind in ir.MapKind}
 _PARTS = ("module", "source", "map", "table", "function", "check", "hook", "site", "discharged")
 _OPERATIONS = (
-    *("read", "select", "reg", "arg", "param", "symbol", "load", "fetch_add", "lookup", "call", "emit"),
+    *(
+        "read",
+        "select",
+        "reg",
+        "arg",
+        "param",
+        "symbol",
+        "load",
+        "fetch_add",
+        "cmpxchg",
+        "lookup",
+        "call",
+        "emit",
+    ),
     *("delete", "update", "entry", "entry_fetch_add", "entry_cmpxchg"),
 )
 _TERMINATORS = ("br", "jump", "return", "verdict")
@@ -194,6 +207,10 @@ class _Parser(Cursor):
             case "fetch_add":
                 cell = self._cell()
                 return ir.FetchAdd(result, *cell, self._comma_operand())
+            case "cmpxchg":
+                cell = self._cell()
+                expected = self._comma_operand()
+                return ir.CompareExchange(result, *cell, expected, self._comma_operand())
             case "lookup":
                 map_name = self._word("a map")
                 return ir.Lookup(result, map_name, self._key())

@@ -82,7 +82,7 @@ def _list(operands: Iterable[ir.Operand]) -> str:
     return ", ".join(map(print_operand, operands))
 
 
-def _cell(instruction: ir.Load | ir.Store | ir.FetchAdd) -> str:
+def _cell(instruction: ir.Load | ir.Store | ir.FetchAdd | ir.CompareExchange) -> str:
     return f"{instruction.table}[{print_operand(instruction.index)}].{instruction.column}"
 
 
@@ -111,6 +111,7 @@ _INSTRUCTIONS: dict[type, Callable[[Any], str]] = {
     ir.Load: lambda i: f"%{i.result.name} = load {_cell(i)}",
     ir.Store: lambda i: f"store {_cell(i)} = {print_operand(i.value)}",
     ir.FetchAdd: lambda i: f"%{i.result.name} = fetch_add {_cell(i)}, {print_operand(i.value)}",
+    ir.CompareExchange: lambda i: f"%{i.result.name} = cmpxchg {_cell(i)}, {_list((i.expected, i.new))}",
     ir.Lookup: lambda i: f"%{i.result.name} = lookup {i.map}, {_list(i.key)}",
     ir.EntryLoad: lambda i: f"%{i.result.name} = entry {_entry(i)}",
     ir.EntryStore: lambda i: f"entry {_entry(i)} = {print_operand(i.value)}",

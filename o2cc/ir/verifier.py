@@ -293,7 +293,9 @@ class _Verifier:
             case ir.Store(table, _, column, _):
                 self._cell(table, column, place, write=True)
             case ir.FetchAdd(_, table, _, column, _):
-                self._cell(table, column, place, write=True, atomic=True)
+                self._cell(table, column, place, write=True, least=4)
+            case ir.CompareExchange(_, table, _, column, _, _):
+                self._cell(table, column, place, write=True, least=8)
             case ir.Lookup(_, name, key) | ir.Delete(_, name, key):
                 self._keyed(name, key, place)
             case ir.Update(_, name, key, fields):
@@ -366,9 +368,7 @@ class _Verifier:
             self._count("words of key", name, len(key), len(map_.key), place)
         return map_
 
-    def _cell(
-        self, name: str, column: str, place: Place, *, write: bool = False, atomic: bool = False
-    ) -> None:
+    def _cell(self, name: str, column: str, place: Place, *, write: bool = False, least: int = 1) -> None:
         table = self._named(self._tables, name, "table", place)
         if table is None:
             return
@@ -376,10 +376,10 @@ class _Verifier:
         if column not in sizes:
             near = did_you_mean(column, sizes)
             self._report("O2C0503", f"table `{name}` has no column `{column}`", place, near)
-        elif atomic and sizes[column] < 4:
+        elif sizes[column] < least:
             self._report(
                 "O2C0507",
-                f"`fetch_add` needs a column of 4 or 8 bytes, `{column}` has {sizes[column]}",
+                f"this needs a column of {'4 or 8' if least == 4 else least} bytes, `{column}` has {sizes[column]}",
                 place,
             )
         if write and not table.writable:

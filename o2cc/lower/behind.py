@@ -8,11 +8,12 @@ one by one when the kernel hands a new one to the compartment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from o2cc.ir import nodes as ir
 from o2cc.ir.builder import Builder
-from o2cc.lower.caches import INSTANCE_POINTERS, INSTANCES
+from o2cc.lower.caches import CACHE_STRUCTS, INSTANCE_POINTERS, INSTANCES, name_words
 from o2cc.lower.context import Lowering
 from o2cc.lower.expressions import Expressions, Place
 from o2cc.lower.gates import FLAG_HELD, FLAG_PER_CPU
@@ -22,11 +23,14 @@ from o2cc.policy import model
 Grant = model.BehindGrant | model.PernetGrant
 
 NAMESPACE = "net"
+NAMESPACE_CACHE = next(cache for cache, struct in CACHE_STRUCTS.items() if struct == NAMESPACE)
 NAMESPACES = "net_namespace_list"  # net/core/net_namespace.c, 6.1 and 6.12; linked by net.list
 FLAG_MET = 64
 """In map `objects`: a namespace whose pointers were followed."""
 NAMESPACE_LIMIT = 4096
 """Namespaces that are met at loading; the verifier wants a limit."""
+NAMESPACE_RANGES = 131_072
+"""Rows of map `ranges` (18 MiB) where counters of namespaces are tracked by 32 bytes: some 20 for SCTP's of each."""
 
 
 def grants_of(lowering: Lowering, struct: str | None = None) -> Iterator[tuple[int, Grant]]:
@@ -37,9 +41,19 @@ def grants_of(lowering: Lowering, struct: str | None = None) -> Iterator[tuple[i
 
 
 def behind_parts(lowering: Lowering) -> tuple[tuple[ir.Function, ...], tuple[ir.Hook, ...]]:
-    """The functions `in_behind`, `aims_grant` and `meet_namespace`, and the hook that the loader runs."""
+    """The functions `in_behind`, `aims_grant`, `meet_namespace`, `visit_namespace`, and the hook that the loader runs."""
     functions = (_in_behind(lowering), _aims_grant(lowering), _meet(lowering))
-    return functions, _met_at_loading(lowering)
+    place = lowering.description.types.find_field(NAMESPACE, "list")
+    if place is None or not any(_of_namespaces(lowering)):
+        return functions, ()
+    return (*functions, _visit(lowering, place.offset)), (_met_at_loading(),)
+
+
+def with_room(lowering: Lowering, maps: Iterable[ir.Map]) -> Iterator[ir.Map]:
+    """The maps, with room for what namespaces lead to where a policy has them followed."""
+    followed = any(_of_namespaces(lowering))
+    for item in maps:
+        yield replace(item, capacity=NAMESPACE_RANGES) if followed and item.name == "ranges" else item
 
 
 def _outer(grant: Grant) -> str:
@@ -61,10 +75,8 @@ def emit_held(lowering: Lowering, expressions: Expressions, struct: str, base: i
     for _, grant in grants_of(lowering, struct):
         assert isinstance(grant, model.BehindGrant)
         code.span = grant.span
-        pointer = code.read(8, code.add(base, grant.offset))
-        inner = expressions.at(base)
-        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
-        code.call("gain", start, inner.value(grant.length), FLAG_HELD, lowering.types.mask(grant.pointee))
+        start, length = _behind(expressions, grant, base)
+        code.call("gain", start, length, FLAG_HELD, lowering.types.mask(grant.pointee))
 
 
 # --- network namespaces ------------------------------------------------------------------------------------
@@ -117,31 +129,74 @@ def _of_namespaces(lowering: Lowering) -> Iterator[tuple[str, Grant, int | None]
                 yield outer, grant, place.offset
 
 
-def _met_at_loading(lowering: Lowering) -> tuple[ir.Hook, ...]:
-    """``o2c_namespaces``: meets all namespaces that there are; run by the loader, again when all checks are in place."""
-    place = lowering.description.types.find_field(NAMESPACE, "list")
-    if place is None or not any(_of_namespaces(lowering)):
-        return ()
+def _visit(lowering: Lowering, place: int) -> ir.Function:
+    """``visit_namespace(node)``: meets the namespace with that node (`place`: of its field) of the list of all; 0 at the list's end.
+
+    Nothing keeps a namespace from ending meanwhile.  So a node is followed while its neighbour leads to it: one that was taken out
+    has no neighbour behind it (include/linux/list.h list_del_rcu).  And only a slot of the namespaces' own cache is met: what was
+    freed and given to somebody else leads nowhere.
+    """
     code = Builder()
-    head = code.symbol(NAMESPACES)
-    node = code.assign("node", code.read(8, head))
+    node = ir.Value("node")
+    linked, slab, met, onwards, unlinked = map(code.label, ("linked", "slab", "met", "onwards", "unlinked"))
+    back = code.read(8, code.read(8, code.add(node, 8)))  # list_head.prev, and what follows there
+    inner = code.binary(ir.BinaryOperator.NE, node, code.symbol(NAMESPACES))
+    known = code.binary(ir.BinaryOperator.AND, inner, code.binary(ir.BinaryOperator.NE, node, 0))
+    fits = code.binary(ir.BinaryOperator.EQ, back, node)
+    code.branch(code.binary(ir.BinaryOperator.AND, known, fits), linked, unlinked)
+    code.start(linked)
+    base = code.binary(ir.BinaryOperator.SUB, node, place)
+    page = code.call("page_head", base)
+    code.branch(page, slab, onwards)
+    code.start(slab)
+    own = code.binary(ir.BinaryOperator.AND, code.call("is_slab", page), _in_cache(lowering, code, page))
+    code.branch(own, met, onwards)
+    code.start(met)
+    code.call("meet_namespace", base)
+    code.jump(onwards)
+    code.start(onwards)
+    code.give_back(1)
+    code.start(unlinked)
+    code.give_back(0)
+    return ir.Function("visit_namespace", ("node",), code.finish())
+
+
+def _met_at_loading() -> ir.Hook:
+    """``o2c_namespaces``: meets all namespaces that there are; run by the loader, again when all checks are in place.
+
+    One branch a step that the verifier cannot decide: it takes 8,192 of them in a program's path (BPF_COMPLEXITY_LIMIT_JMP_SEQ,
+    kernel/bpf/verifier.c, 6.1 and 6.12).
+    """
+    code = Builder()
+    node = code.assign("node", code.read(8, code.symbol(NAMESPACES)))
     step = code.assign("step", 0)
-    following, known, inspect, met, done = map(code.label, ("next", "known", "inspect", "met", "done"))
+    following, inspect, onwards, done = map(code.label, ("next", "inspect", "onwards", "done"))
     code.jump(following)
     code.start(following)
-    code.branch(code.binary(ir.BinaryOperator.ULT, step, NAMESPACE_LIMIT), known, done)
-    code.start(known)
-    code.branch(node, inspect, done)
+    code.branch(code.binary(ir.BinaryOperator.ULT, step, NAMESPACE_LIMIT), inspect, done)
     code.start(inspect)
-    code.branch(code.binary(ir.BinaryOperator.NE, node, head), met, done)
-    code.start(met)
-    code.call("meet_namespace", code.binary(ir.BinaryOperator.SUB, node, place.offset))
+    code.branch(code.call("visit_namespace", node), onwards, done)
+    code.start(onwards)
     code.assign("node", code.read(8, node))
     code.assign("step", code.add(step, 1))
     code.jump(following)
     code.start(done)
     code.give_back(0)
-    return (ir.Hook("o2c_namespaces", ir.HookKind.SYSCALL, "", code.finish()),)
+    return ir.Hook("o2c_namespaces", ir.HookKind.SYSCALL, "", code.finish())
+
+
+def _in_cache(lowering: Lowering, code: Builder, page: ir.Operand) -> ir.Operand:
+    """1 when the slab of that head page is of the cache of network namespaces, by its name."""
+    fields = lowering.description.kernel.fields
+    cache = code.read(8, code.add(page, fields["slab.slab_cache"].offset))
+    name = code.read(8, code.add(cache, fields["kmem_cache.name"].offset))
+    same: ir.Operand = ir.Constant(1)
+    words = name_words(NAMESPACE_CACHE)
+    for number in range(3):
+        mask, wanted = words[2 * number : 2 * number + 2]
+        word = code.binary(ir.BinaryOperator.AND, code.read(8, code.add(name, 8 * number)), mask)
+        same = code.binary(ir.BinaryOperator.AND, same, code.binary(ir.BinaryOperator.EQ, word, wanted))
+    return same
 
 
 # --- objects that have names -------------------------------------------------------------------------------
@@ -249,19 +304,28 @@ def _named_objects(lowering: Lowering, code: Builder, struct: str) -> Iterator[i
             yield code.read(8, code.add(code.symbol(name), place.offset))
 
 
+def _behind(
+    expressions: Expressions, grant: model.BehindGrant, base: ir.Operand
+) -> tuple[ir.Operand, ir.Operand]:
+    """Where what is granted behind a pointer in an object begins (0 where the pointer is NULL), and its length."""
+    code = expressions.code
+    pointer = code.read(8, code.add(base, grant.offset))
+    inner = expressions.at(base)
+    start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
+    present = code.binary(ir.BinaryOperator.NE, pointer, 0)
+    return code.select(present, start, 0), inner.value(grant.length)
+
+
 def _area(
     lowering: Lowering,
     expressions: Expressions,
     grant: Grant,
     base: ir.Operand,
 ) -> tuple[ir.Operand, ir.Operand] | None:
+    """Where the area of a grant begins and how long it is; None where the description does not tell."""
     code = expressions.code
     if isinstance(grant, model.BehindGrant):
-        pointer = code.read(8, code.add(base, grant.offset))
-        inner = expressions.at(base)
-        start = code.binary(ir.BinaryOperator.ADD, pointer, inner.value(grant.start))
-        present = code.binary(ir.BinaryOperator.NE, pointer, 0)
-        return code.select(present, start, 0), inner.value(grant.length)
+        return _behind(expressions, grant, base)
     # include/net/netns/generic.h net_generic, 6.1: net->gen->ptr[id]
     fields = lowering.description.types
     generic = fields.find_field("net", "gen")

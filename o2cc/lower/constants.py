@@ -16,6 +16,7 @@ from o2cc.kernel.description import KernelFacts
 EVENT_BURST = 20  # events a second and site
 FRAME_DEPTH = 16  # frames of the compartment that a stack walk follows
 TRACKED_PAGES = 128  # of one range outside the slab allocator; 32 bytes each where alloc_percpu gave it
+TRACKED_STEPS = TRACKED_PAGES + 64  # of adding a range, pages that are looked at again included
 SLAB_RED_ZONE_6_1 = 0x400  # include/linux/slab.h, 6.1; from 6.9 on 1 << _SLAB_RED_ZONE
 
 _FIELDS = (
@@ -66,6 +67,7 @@ def kernel_constants(kernel: KernelFacts, release: str) -> dict[str, int]:
     constants["const(EVENT_BURST)"] = EVENT_BURST
     constants["const(FRAME_DEPTH)"] = FRAME_DEPTH
     constants["const(TRACKED_PAGES)"] = TRACKED_PAGES
+    constants["const(TRACKED_STEPS)"] = TRACKED_STEPS
     if missing:
         raise DiagnosticError(
             error(

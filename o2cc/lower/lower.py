@@ -16,7 +16,7 @@ from o2cc.ir.parser import parse_library
 from o2cc.kernel.description import Description
 from o2cc.lower import generated
 from o2cc.lower.audition import audition_parts
-from o2cc.lower.behind import NAMESPACE, behind_parts, grants_of
+from o2cc.lower.behind import NAMESPACE, behind_parts, grants_of, with_room
 from o2cc.lower.constants import kernel_constants, merged
 from o2cc.lower.context import Lowering, Unchecked
 from o2cc.lower.entries import lower_entry
@@ -40,7 +40,18 @@ from o2cc.policy.model import CheckedPolicy
 if TYPE_CHECKING:
     from o2cc.trees.tree import IntegerTree
 
-_COMMON = ("state", "known", "address", "store", "report", "capability", "predicates", "audition", "hooks")
+_COMMON = (
+    "state",
+    "known",
+    "address",
+    "store",
+    "report",
+    "capability",
+    "ranges",
+    "predicates",
+    "audition",
+    "hooks",
+)
 LIBRARY = (*_COMMON, "private_heap", "tracked_heap")
 """All parts of the library; a module has the common ones and one of the last two."""
 
@@ -155,7 +166,7 @@ def _assemble(lowering: Lowering, library: dict[str, SourceFile], tree: IntegerT
             ("srcversion", description.target.srcversion),
             ("kernel_build_id", description.kernel.build_id),
         ),
-        maps=tuple(m for part in parts for m in part.maps),
+        maps=tuple(with_room(lowering, (m for part in parts for m in part.maps))),
         tables=(*(t for part in parts for t in part.tables), *tables, *judge_tables),
         functions=(*functions, *(f for part in parts for f in part.functions)),
         checks=tuple(lowering.checks.values()),

@@ -222,7 +222,7 @@ class _Checker:
         scoped_indirect = tuple(
             with_member_gates(context, self.target, rule, gate_action) for rule in scoped_indirect
         )
-        tests = self._tests({gate.function for gate in gates})
+        tests = self._tests({gate.function for gate in gates}, {entry.function for entry in entries})
         self._check_typed(grants, gates, entries)
         features = required_features(
             default=self.default,
@@ -395,7 +395,7 @@ class _Checker:
         reason = "in a set called `dangerous`"
         return replace(gate, effects=(*gate.effects, model.Dangerous(reason, mention.span)))
 
-    def _tests(self, gates: set[str]) -> tuple[model.PolicyTest, ...]:
+    def _tests(self, gates: set[str], entries: set[str]) -> tuple[model.PolicyTest, ...]:
         known = [
             item.name.text
             for item in self.context.program.main.file.items
@@ -439,7 +439,7 @@ class _Checker:
                         secondary=[Label(earlier.name.span, "first defined here")],
                     )
                 )
-            tests.append(TestChecker(self.context, self.target, gates).check(item))
+            tests.append(TestChecker(self.context, self.target, gates, entries).check(item))
         return tuple(tests)
 
     def _check_typed(

@@ -325,17 +325,23 @@ class GateBuilder:
             opaque = f"the compiler made it of `{original}`, perhaps with other parameters: none of its arguments is checked"
         elif prototype is None:
             opaque = "no prototype is known either: none of its arguments is checked"
+        shared = tuple(
+            parameter.name
+            for parameter in parameters
+            if parameter.type.struct in self.context.program.shared_types
+        )
         checked = tuple(
             parameter.name
             for parameter in parameters
-            if parameter.type.struct is not None or parameter.type.kind is TypeKind.FUNCTION_POINTER
+            if (parameter.type.struct is not None or parameter.type.kind is TypeKind.FUNCTION_POINTER)
+            and parameter.name not in shared
         )
         unchecked = tuple(
             parameter.name
             for parameter in parameters
             if parameter.type.kind is TypeKind.POINTER and parameter.type.struct is None
         )
-        self.unknown.append(UnknownCallee(function, span, checked, unchecked, opaque))
+        self.unknown.append(UnknownCallee(function, span, checked, shared, unchecked, opaque))
 
 
 def _better(first: tuple[Parameter, ...], second: tuple[Parameter, ...]) -> tuple[Parameter, ...]:

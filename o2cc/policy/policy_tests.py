@@ -7,7 +7,7 @@ Elsewhere a path to a field means the field's value: what `given` said, or zero.
 Codes: O2C0202 unknown name, O2C0204 defined twice, O2C0206 unknown capability, O2C0210 unknown struct, O2C0211 unknown field, O2C0213
 unknown function, O2C0260 state and capability disagree, O2C0261 `expect` without a step before, O2C0262 wrong number of
 arguments, O2C0263 store of unknown size, O2C0264 value that a test cannot compute, O2C0265 `leave` without `enter`, O2C0266
-function that is no gate.
+function that is no gate, O2C0267 function that is no entry.
 """
 
 from __future__ import annotations
@@ -54,10 +54,13 @@ class TestChecker:
 
     __test__ = False
 
-    def __init__(self, context: Context, target: TargetCode, gates: Collection[str]) -> None:
+    def __init__(
+        self, context: Context, target: TargetCode, gates: Collection[str], entries: Collection[str]
+    ) -> None:
         self.context = context
         self.target = target
         self.gates = gates
+        self.entries = entries
         self.objects: dict[str, _Object] = {}
         self.numbers: dict[str, tuple[int, Span]] = {}
         self.steps: list[TestStep] = []
@@ -270,10 +273,30 @@ class TestChecker:
         self.entered += 1
         if not self._own_function(step.function):
             return None
+        if step.function.text not in self.entries:
+            self._no_entry(step.function)
         arguments = self._arguments(step.function.text, step.arguments, step.span)
         if arguments is None:
             return None
         return model.TestEnter(step.function.text, arguments, step.span)
+
+    def _no_entry(self, name: nodes.Name) -> None:
+        """The kernel calls what it was given the address of, what is exported, and any function of its own."""
+        function = self.target.functions[name.text]
+        called = function.address_taken or function.exported or not self.target.is_module
+        self.context.collector.add(
+            (warning if called else error)(
+                "O2C0267",
+                f"`{name.text}` is no entry of this policy"
+                if called
+                else f"`{name.text}` is no entry: only the compartment itself calls it",
+                name.span,
+                help=f"what the kernel gives it is nobody's; `entry {name.text}(...)`, or `entries of struct T` for a table "
+                "that it stands in, says what becomes of it"
+                if called
+                else "enter the function that calls it; `o2c show MODULE` lists those whose address is taken",
+            )
+        )
 
     def _arguments(
         self, function: str, written: tuple[nodes.Expression, ...], span: Span

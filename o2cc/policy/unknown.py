@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from o2cc.diagnostics import Collector, SourceFile
@@ -20,14 +20,15 @@ from o2cc.syntax import nodes
 class UnknownGate:
     """A direct callee that no `extern fn` names.
 
-    ``callers`` are functions of the target.  ``by_type`` are the parameters that the default checks, ``unchecked``
-    the pointers that it cannot check.
+    ``callers`` are functions of the target.  ``by_type`` are the parameters that the default checks, ``shared`` those of
+    which it asks only that they are not the compartment's own, ``unchecked`` the pointers that it cannot check.
     """
 
     function: str
     prototype: Prototype | None
     callers: tuple[str, ...]
     by_type: tuple[str, ...]
+    shared: tuple[str, ...]
     unchecked: tuple[str, ...]
 
     @property
@@ -66,7 +67,7 @@ def callees_of(description: Description, libraries: Iterable[str], resolve: Reso
     for function, callers in target.callees.items():
         extern = program.extern(function)
         if extern is None:
-            unknown.append(_unknown(function, callers, target))
+            unknown.append(_unknown(function, callers, target, program.shared_types))
         else:
             known[extern[0].name] += 1
     return Callees(tuple(unknown), dict(known.most_common()), len(target.callees))
@@ -81,14 +82,19 @@ def _uses(libraries: Iterable[str]) -> nodes.PolicyFile:
     return nodes.PolicyFile(span, items, ())
 
 
-def _unknown(function: str, callers: tuple[str, ...], target: TargetCode) -> UnknownGate:
+def _unknown(
+    function: str, callers: tuple[str, ...], target: TargetCode, shared_types: Container[str]
+) -> UnknownGate:
     prototype = target.prototype(function)
     by_type: list[str] = []
+    shared: list[str] = []
     unchecked: list[str] = []
     for parameter in prototype.parameters if prototype is not None else ():
         type_ = value_type(parameter.type)
-        if type_.struct is not None or parameter.type.is_function_pointer:
+        if type_.struct is not None and type_.struct in shared_types:
+            shared.append(parameter.name)
+        elif type_.struct is not None or parameter.type.is_function_pointer:
             by_type.append(parameter.name)
         elif parameter.type.kind == "pointer":
             unchecked.append(parameter.name)
-    return UnknownGate(function, prototype, callers, tuple(by_type), tuple(unchecked))
+    return UnknownGate(function, prototype, callers, tuple(by_type), tuple(shared), tuple(unchecked))

@@ -16,16 +16,18 @@ from o2cc.diagnostics import Diagnostic, Span, warning
 _SINGLY = 5
 # As many that are checked by type are named in the warning about all.
 _NAMED = 8
+_ANY_ADDRESS = "of a shared type, so that any kernel address passes which is not the compartment's own"
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownCallee:
-    """A function that ``span`` allows.  ``checked`` and ``unchecked`` are its pointer parameters, by whether their types
-    say what they must be; ``opaque`` is why no parameter is known, if none is."""
+    """A function that ``span`` allows.  ``checked``, ``shared`` and ``unchecked`` are its pointer parameters, by whether their
+    types say what they must be, or only whose they must not be; ``opaque`` is why no parameter is known, if none is."""
 
     function: str
     span: Span
     checked: tuple[str, ...]
+    shared: tuple[str, ...]
     unchecked: tuple[str, ...]
     opaque: str | None
 
@@ -46,6 +48,8 @@ def _about_one(callee: UnknownCallee) -> Diagnostic:
     notes = [callee.opaque] if callee.opaque else []
     if callee.checked:
         notes.append(f"checked by type: {_quoted(callee.checked)}")
+    if callee.shared:
+        notes.append(f"{_ANY_ADDRESS}: {_quoted(callee.shared)}")
     if callee.unchecked:
         notes.append(f"not checked, since their types say nothing: {_quoted(callee.unchecked)}")
     written = callee.function if callee.function.isidentifier() else f'"{callee.function}"'
@@ -62,15 +66,21 @@ def _about_one(callee: UnknownCallee) -> Diagnostic:
 def _about_many(span: Span, callees: list[UnknownCallee]) -> Diagnostic:
     opaque = [callee.function for callee in callees if callee.opaque]
     vague = [f"{_quoted(callee.unchecked)} of `{callee.function}`" for callee in callees if callee.unchecked]
-    typed = [callee.function for callee in callees if not callee.opaque and not callee.unchecked]
+    typed = [
+        callee.function
+        for callee in callees
+        if not callee.opaque and not callee.unchecked and (callee.checked or not callee.shared)
+    ]
     notes = []
     if opaque:
         notes.append(f"none of the arguments is checked of {_quoted(opaque)}")
     if vague:
         notes.append(f"not checked, since their types say nothing: {'; '.join(vague)}")
+    shared = [f"{_quoted(callee.shared)} of `{callee.function}`" for callee in callees if callee.shared]
+    if shared:
+        notes.append(f"{_ANY_ADDRESS}: {'; '.join(shared[:_NAMED])}{_and_more(len(shared) - _NAMED)}")
     if typed:
-        rest = f" and {len(typed) - _NAMED} more" if len(typed) > _NAMED else ""
-        notes.append(f"checked by type: {_quoted(typed[:_NAMED])}{rest}")
+        notes.append(f"checked by type: {_quoted(typed[:_NAMED])}{_and_more(len(typed) - _NAMED)}")
     return warning(
         "O2C0300",
         f"what {len(callees)} functions do with their arguments is not known",
@@ -80,6 +90,10 @@ def _about_many(span: Span, callees: list[UnknownCallee]) -> Diagnostic:
         help="`o2c gates MODULE` lists them with their parameters; say it with `gate F(...) { ... }` or "
         "`extern fn F(...)`, of the unchecked ones first",
     )
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -93,7 +93,7 @@ class _Generator:
         code, choose = self.code, self.random.choice
         code.span = self.span() if self.random.random() < 0.5 else code.span
         one, two = self.operand(values), self.operand(values)
-        match self.random.randrange(18):
+        match self.random.randrange(20):
             case 0 | 1 | 2 | 3:
                 values.append(code.binary(choose(list(ir.BinaryOperator)), one, two))
             case 4:
@@ -137,6 +137,10 @@ class _Generator:
                 values.append(code.call(function.name, *(self.operand(values) for _ in function.parameters)))
             case 17:
                 values.append(code.delete("recent", self.key(values)))
+            case 18:
+                wide = [(t.name, t.length, c) for t in TABLES[1:3] for c, size in t.columns if size == 8]
+                name, length, column = choose(wide)
+                values.append(code.compare_exchange(name, self.index(values, length), column, one, two))
             case _:
                 values.append(code.add(one, two))
 

@@ -137,6 +137,16 @@ def test_tables_ignore_what_is_out_of_bounds() -> None:
     assert set(runs.machine.tables["globals"].rows) == {0}
 
 
+def test_a_word_is_exchanged_where_it_is_the_one_expected() -> None:
+    body = "function f(i, e, n) {\n %old = cmpxchg globals[%i].hits, %e, %n\n return %old\n}\n"
+    runs = machine(body)
+    hits = runs.machine.tables["globals"]
+    assert (runs.run_function("f", 0, 0, 7).value, hits.load(0, "hits")) == (0, 7)
+    assert (runs.run_function("f", 0, 0, 9).value, hits.load(0, "hits")) == (7, 7)
+    assert runs.run_function("f", 2, 0, 9).value == 0
+    assert set(hits.rows) == {0}
+
+
 MAPS = """function put(k, v) {
   %r = update objects, [%k], [%v, 7]
   return %r

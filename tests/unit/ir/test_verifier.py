@@ -136,6 +136,7 @@ BAD = {
     "odd read": (check("%a = read 3 0\n verdict allow"), ["O2C0507"]),
     "verdict out of range": (check("return 3"), ["O2C0507"]),
     "atomic on two bytes": (check("%a = fetch_add globals[0].small, 1\n verdict allow"), ["O2C0507"]),
+    "exchange of four bytes": (check("%a = cmpxchg globals[0].small, 1, 2\n verdict allow"), ["O2C0507"]),
     "rows beyond the length": ("table t (a 8) length 1 {\n 1\n 2\n}\n", ["O2C0507"]),
     "number beyond its column": ("table t (a 1) length 1 {\n 256\n}\n", ["O2C0507"]),
     "ring buffer of odd size": ("map r ring_buffer () -> (a) capacity 5000\n", ["O2C0507"]),

@@ -134,6 +134,28 @@ def test_a_timer_is_taken_out_of_the_list_that_it_hangs_in(kernel: Confined) -> 
     assert _denied(kernel, "timer_delete", timer)
 
 
+def test_a_list_in_motion_is_looked_at_again(kernel: Confined, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the denial of a timer that another processor puts into its list in this moment."""
+    timer, vector = kernel.object(64, OWN), kernel.object(64)
+    memory = kernel.world.machine.memory
+    _word(kernel, timer + offset_of("hlist_node", "pprev"), vector)
+    looks = 0
+    read = memory.read
+
+    def slow(address: int, size: int) -> int | None:
+        nonlocal looks
+        looks += address == vector
+        if looks == 60:
+            memory.write_word(vector, timer)
+        return read(address, size)
+
+    monkeypatch.setattr(memory, "read", slow)
+    assert not _denied(kernel, "timer_delete", timer)
+    memory.write_word(vector, 0)
+    looks = 100
+    assert _denied(kernel, "timer_delete", timer)
+
+
 def test_a_fragment_is_not_freed_as_pages(kernel: Confined) -> None:
     """Catches kfree() of a packet's buffer in a page that other packets use as well: it takes their reference away."""
     page = PAGE_OFFSET + 5000 * PAGE

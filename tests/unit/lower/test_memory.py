@@ -346,6 +346,25 @@ def test_a_transition_does_not_end_before_it_begins() -> None:
         assert kernel.store(older) == "audition"
 
 
+def test_the_end_of_a_transition_does_not_undo_the_end_of_all_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches checks that kill again, and go on so, after the loader has ended them: it unloads, and their hooks go."""
+    kernel = confined("    transition { at most 10 s }")
+    older = kernel.object(64)
+    kernel.phase(TRANSITION)
+    words = kernel.world.machine.tables["globals"]
+    load = words.load
+
+    def read(index: int, column: str) -> int:
+        if column == "at_most":  # after the look at the phase
+            words.store(0, "phase", 0)
+        return load(index, column)
+
+    monkeypatch.setattr(words, "load", read)
+    kernel.world.machine.now += 3600 * 10**9
+    kernel.store(older)
+    assert kernel.counter("phase") == 0
+
+
 BEHIND = """
     write struct sctp_sock { whole, sctp_hmac_alg, pf, hmac, bind_hash, ep } except { inet, bind_hash, paddrparam }
     write behind struct sctp_globals {

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
 from o2cc.ir import nodes as ir
+from o2cc.ir.machine import MapState
 from o2cc.simulation.world import USER
 from tests.unit.lower.confined import OWN, Confined, confined, offset_of, sctp
 
@@ -44,6 +46,7 @@ def _link(kernel: Confined, namespaces: list[int]) -> None:
     nodes = [head, *(net + offset_of("net", "list") for net in namespaces), head]
     for node, following in pairwise(nodes):
         kernel.world.machine.memory.write_word(node, following)
+        kernel.world.machine.memory.write_word(following + 8, node)
 
 
 def _counter(kernel: Confined, cookie: int) -> str:
@@ -78,6 +81,140 @@ def test_without_namespaces_the_walk_ends(kernel: Confined) -> None:
     _link(kernel, [])
     kernel.hook("o2c_namespaces")
     assert kernel.world.machine.maps["objects"].entries == {}
+
+
+def test_what_is_no_namespace_any_more_is_not_met(kernel: Confined) -> None:
+    """Catches a walk into freed memory while containers end: whoever fills it would say what the compartment may write."""
+    initial = kernel.world.symbol("init_net")
+    nets = [_namespace(kernel, COOKIE + 0x1000 * number) for number in range(3)]
+    given_away = kernel.object(4096, cache="msg_msg")
+    kernel.world.machine.memory.write_word(
+        given_away + offset_of("net", "sctp.sctp_statistics"), COOKIE + 0x7000
+    )
+    _link(kernel, [initial, nets[0], given_away, nets[1], nets[2]])
+    # taken out, its links as they were
+    kernel.world.machine.memory.write_word(nets[2] + offset_of("net", "list") + 8, 0xDEAD_0000_0000_0122)
+    kernel.hook("o2c_namespaces")
+    counters = [_counter(kernel, COOKIE + distance) for distance in (0, 0x1000, 0x2000, 0x7000)]
+    assert counters == ["allow", "allow", "deny", "deny"]
+
+
+def test_rows_are_given_back(kernel: Confined) -> None:
+    """Catches a machine on which containers come and go until there is no room for what packets need."""
+    ranges, counted = kernel.world.machine.maps["ranges"], kernel.world.machine.tables["known_pages"]
+    for number in range(4000):
+        cookie = COOKIE + 0x40 * (number * 7919 % 4001)
+        assert kernel.call("gain", cookie, 40, OWN | PER_CPU, 0) == 1
+        if number >= 8:  # as many live at a time
+            kernel.call("forget", COOKIE + 0x40 * ((number - 8) * 7919 % 4001))
+        assert len(ranges.entries) <= 18
+    assert kernel.counter("lost_tracking") == 0
+    assert sum(count for (count,) in counted.rows.values()) == len(ranges.entries) == 16
+
+
+def test_thousands_of_namespaces_have_room(kernel: Confined) -> None:
+    """Catches a machine with many containers on which packets find no room any more; and room where no policy needs it."""
+    assert kernel.world.machine.maps["ranges"].definition.capacity == 131_072
+    assert confined().world.machine.maps["ranges"].definition.capacity == 32_768
+
+
+def test_a_row_is_not_given_back_under_a_range(kernel: Confined) -> None:
+    """Catches the end of one counter that takes its neighbours in the same 32 bytes along."""
+    for cookie in (COOKIE, COOKIE + 8, COOKIE + 16):
+        kernel.call("gain", cookie, 8, OWN | PER_CPU, 0)
+    for gone, left in ((COOKIE + 8, {COOKIE, COOKIE + 16}), (COOKIE, {COOKIE + 16}), (COOKIE + 16, set())):
+        kernel.call("forget", gone)
+        assert {c for c in (COOKIE, COOKIE + 8, COOKIE + 16) if _counter(kernel, c) == "allow"} == left
+    assert kernel.world.machine.maps["ranges"].entries == {}
+
+
+class _Beside(MapState):
+    """A map in which another processor does something at one moment, before the operation of that name is carried out."""
+
+    def __init__(self, state: MapState) -> None:
+        super().__init__(state.definition)
+        self.entries = state.entries
+        self.before: dict[str, list[Callable[[], object]]] = {}
+
+    def _let(self, operation: str) -> None:
+        if self.before.get(operation):
+            self.before[operation].pop(0)()
+
+    def lookup(self, key: tuple[int, ...]) -> list[int] | None:
+        self._let("lookup")
+        return super().lookup(key)
+
+    def update(self, key: tuple[int, ...], fields: tuple[int, ...], *, no_replace: bool = False) -> int:
+        self._let("update")
+        return super().update(key, fields, no_replace=no_replace)
+
+    def delete(self, key: tuple[int, ...]) -> int:
+        self._let("delete")
+        return super().delete(key)
+
+
+def _beside(kernel: Confined) -> _Beside:
+    maps = kernel.world.machine.maps
+    maps["ranges"] = beside = _Beside(maps["ranges"])
+    return beside
+
+
+def _range(start: int, size: int) -> list[int]:
+    return [start, 1 << 32 | size, 0, 0, 0, 0, 0, 0]
+
+
+def test_two_processors_make_the_first_range_of_a_row(kernel: Confined) -> None:
+    """Catches a range that is lost since the row has come into being between the look and the making."""
+    ranges = _beside(kernel)
+    ranges.before["update"] = [
+        lambda: ranges.entries.__setitem__((COOKIE >> 5,), _range(COOKIE + 16, 8)),
+    ]
+    assert kernel.call("gain", COOKIE, 8, OWN | PER_CPU, 0) == 1
+    assert (_counter(kernel, COOKIE), _counter(kernel, COOKIE + 16)) == ("allow", "allow")
+    assert kernel.counter("lost_tracking") == 0
+
+
+def test_a_range_waits_for_the_end_of_a_row_that_is_given_back(kernel: Confined) -> None:
+    """Catches a range in a row that another processor is about to delete."""
+    ranges = _beside(kernel)
+    ranges.entries[COOKIE >> 5,] = [1, 0] * 4
+    looks: list[Callable[[], object]] = [lambda: None] * 4
+    ranges.before["lookup"] = [*looks, lambda: ranges.entries.pop((COOKIE >> 5,))]
+    assert kernel.call("gain", COOKIE, 8, OWN | PER_CPU, 0) == 1
+    assert ranges.entries == {(COOKIE >> 5,): _range(COOKIE, 8)}
+    assert kernel.counter("lost_tracking") == 0
+
+
+def test_a_row_that_stays_taken_is_counted(kernel: Confined) -> None:
+    """Catches a wait without an end."""
+    _beside(kernel).entries[COOKIE >> 5,] = [1, 0] * 4
+    assert kernel.call("gain", COOKIE, 8, OWN | PER_CPU, 0) == 0
+    assert kernel.counter("lost_tracking") == 1
+
+
+def test_an_entry_of_another_page_by_now_keeps_nothing(kernel: Confined) -> None:
+    """Catches a range that went into an entry which was given back, and given to another row, between the look and the write."""
+    ranges = _beside(kernel)
+    elsewhere = _range(COOKIE + 0x400, 8)
+    ranges.entries[COOKIE >> 5,] = elsewhere
+
+    def moved() -> None:  # before the look that makes sure
+        ranges.entries[(COOKIE + 0x400) >> 5,] = ranges.entries.pop((COOKIE >> 5,))
+
+    ranges.before["lookup"] = [*[lambda: None] * 3, moved]
+    assert kernel.call("gain", COOKIE, 8, OWN | PER_CPU, 0) == 1
+    starts = {key: [start for start in entry[::2] if start] for key, entry in ranges.entries.items()}
+    assert starts == {((COOKIE + 0x400) >> 5,): [COOKIE + 0x400], (COOKIE >> 5,): [COOKIE]}
+
+
+def test_a_row_is_open_again_where_it_could_not_be_deleted(kernel: Confined) -> None:
+    """Catches a row that nobody can use any more since the kernel refused to delete it."""
+    ranges = _beside(kernel)
+    kernel.call("gain", COOKIE, 8, OWN | PER_CPU, 0)
+    entry = ranges.entries[COOKIE >> 5,]
+    ranges.before["delete"] = [ranges.entries.clear]
+    kernel.call("forget", COOKIE)
+    assert entry == [0] * 8
 
 
 def test_a_new_namespace_is_met_when_the_compartment_sees_it(kernel: Confined) -> None:

@@ -101,6 +101,7 @@ class _Body:
             load,
             lambda: ir.Store(*place(), operand()),
             lambda: ir.FetchAdd(new(), *place(), operand()),
+            lambda: ir.CompareExchange(new(), *place()[:2], "count", operand(), operand()),
             lambda: ir.Update(new(), "objects", (operand(),), (operand(), operand()), choose.random() < 0.5),
             lambda: ir.Update(new(), "pairs", (operand(), operand()), (operand(),)),
             lambda: ir.Delete(new(), "objects", (operand(),)),

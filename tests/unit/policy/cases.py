@@ -199,6 +199,10 @@ CASES: dict[str, str] = {
         after='test "t" { given p: struct sk_buff owned  given p = 4  call kfree(p)  expect deny }\n'
     ),
     "test_of_unknown_compartment": compartment(after='test "t" of dmo { call kfree(1)  expect deny }\n'),
+    "test_enters_what_only_the_compartment_calls": compartment(
+        after='test "t" { enter demo_walk()  expect allow }\n'
+    ),
+    "test_enters_what_is_no_entry": compartment(after='test "t" { enter demo_open(0)  expect allow }\n'),
     "test_of_no_gate": compartment(after='test "t" { gate kernel_write(1)  expect deny }\n'),
     "test_twice": compartment(
         after='test "t" { call kfree(1) expect deny }\ntest "t" { call kfree(1) expect deny }\n'

@@ -48,7 +48,8 @@ def test_json(description: str) -> None:
     assert sum(document["known"].values()) + len(document["unknown"]) == 12
     (mystery,) = [item for item in document["unknown"] if item["function"] == "mystery"]
     assert mystery["callers"] == ["demo_write"]
-    assert mystery["checked_by_type"] == ["object", "net", "callback"]
+    assert mystery["checked_by_type"] == ["object", "callback"]
+    assert mystery["shared"] == ["net"]
     assert mystery["unchecked"] == ["buffer"]
 
 

@@ -109,7 +109,7 @@ def test_unknown_calls_are_listed_with_what_is_not_checked() -> None:
     names = {gate.function: gate for gate in callees.unknown}
     assert callees.total == 12
     mystery = names["mystery"]
-    assert mystery.by_type == ("object", "net", "callback")
+    assert (mystery.by_type, mystery.shared) == (("object", "callback"), ("net",))
     assert mystery.unchecked == ("buffer",)
     assert mystery.callers == ("demo_write",)
     assert mystery.signature.startswith("int mystery(struct demo_object *object, struct net *net")

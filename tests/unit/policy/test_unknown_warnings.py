@@ -12,7 +12,7 @@ _FEW = _SOURCE.span(20, 23)
 
 
 def _typed(index: int) -> UnknownCallee:
-    return UnknownCallee(f"typed_{index:02}", _MANY, ("skb",), (), None)
+    return UnknownCallee(f"typed_{index:02}", _MANY, ("skb",), (), (), None)
 
 
 def test_few_functions_get_a_warning_each() -> None:
@@ -22,11 +22,12 @@ def test_few_functions_get_a_warning_each() -> None:
 
 
 def test_many_functions_of_one_rule_share_one_that_names_all_that_is_not_checked() -> None:
-    vague = [UnknownCallee(f"vague_{index}", _MANY, (), ("data",), None) for index in range(12)]
-    opaque = UnknownCallee("clone.isra.0", _MANY, (), (), "made by the compiler")
-    alone = UnknownCallee("few", _FEW, (), (), None)
-    about_many, about_one = unknown_warnings([*map(_typed, range(30)), *vague, opaque, alone])
-    assert about_many.message.startswith("what 43 functions do")
+    vague = [UnknownCallee(f"vague_{index}", _MANY, (), (), ("data",), None) for index in range(12)]
+    opaque = UnknownCallee("clone.isra.0", _MANY, (), (), (), "made by the compiler")
+    alone = UnknownCallee("few", _FEW, (), (), (), None)
+    shared = UnknownCallee("proc_set_user", _MANY, (), ("de",), (), None)
+    about_many, about_one = unknown_warnings([*map(_typed, range(30)), *vague, shared, opaque, alone])
+    assert about_many.message.startswith("what 44 functions do")
     assert about_many.primary is not None
     assert about_many.primary.span == _MANY
     text = "\n".join(about_many.notes)
@@ -34,4 +35,5 @@ def test_many_functions_of_one_rule_share_one_that_names_all_that_is_not_checked
     for index in range(12):
         assert f"`data` of `vague_{index}`" in text
     assert "`typed_07` and 22 more" in text
+    assert "any kernel address passes which is not the compartment's own: `de` of `proc_set_user`" in text
     assert "`few`" in about_one.message
