@@ -320,6 +320,7 @@ def statistics(compiled: Compiled, emitted: ObjectFile, watch: Stopwatch) -> dic
     stores = ir.SiteKind.STORE
     calls = (ir.SiteKind.CALL, ir.SiteKind.TAIL_CALL)
     indirect = (ir.SiteKind.INDIRECT_CALL, ir.SiteKind.INDIRECT_JUMP)
+    entries = (ir.SiteKind.ENTRY, ir.SiteKind.RETURN)
     reasons = Counter(item.reason for item in compiled.module.discharged)
     return {
         "seconds": {**watch.seconds, "total": sum(watch.seconds.values())},
@@ -333,6 +334,7 @@ def statistics(compiled: Compiled, emitted: ObjectFile, watch: Stopwatch) -> dic
         "stores_unchecked": unchecked[stores],
         "indirect_calls": sum(probed[k] + proved[k] + unchecked[k] for k in indirect),
         "gate_calls": sum(probed[k] + proved[k] + unchecked[k] for k in calls),
+        "entries": sum(probed[k] + proved[k] + unchecked[k] for k in entries),
         "unchecked": sum(unchecked.values()),
         "discharged_by": dict(sorted(reasons.items())),
         "checks": len(compiled.module.checks),

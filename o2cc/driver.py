@@ -60,6 +60,16 @@ def find_description(target: str, kernel: str | None, policy: SourceFile) -> Des
         description = _describe(module)
         with _keeping(module, description):
             return description
+    if kernel is not None and os.sep in kernel and os.path.isdir(kernel):
+        raise DiagnosticError(
+            error(
+                "O2C0910",
+                f"`{kernel}` is a directory; this takes a release, a description, or a module's file",
+                path=policy.name,
+                help="make a description of an unpacked kernel package: "
+                f"o2c scan {target} --kernel {kernel} -o {target}.o2k",
+            )
+        )
     if kernel is not None and (kernel.endswith(".o2k") or os.sep in kernel or os.path.isfile(kernel)):
         return store.load(kernel)
     release = kernel if kernel is not None else os.uname().release

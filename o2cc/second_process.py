@@ -52,8 +52,16 @@ class Task(Generic[T]):
 def begin(work: Callable[[], T]) -> Task[T]:
     """Begin work in a second process.  It must be pure, and what it gives picklable."""
     # where the kernel reaps children by itself, nothing tells how one ended
-    possible = threading.active_count() == 1 and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
+    possible = _threads() == 1 and signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN
     return Task(work, _fork(work) if possible else None)
+
+
+def _threads() -> int:
+    """Threads of this process, those of libraries as well: one that holds a lock at the fork never gives it back there."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
 
 
 def _fork(work: Callable[[], object]) -> tuple[int, int] | None:

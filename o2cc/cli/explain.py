@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 
@@ -14,14 +15,14 @@ from o2cc.cli.opt import parse_valid
 from o2cc.diagnostics import DiagnosticError, SourceFile, error
 from o2cc.files import read_source
 from o2cc.ir import nodes as ir
-from o2cc.ir.explain import explain_function, explain_place, parse_place
+from o2cc.ir.explain import explain_function, explain_place, facts, parse_place
 from o2cc.kernel.description import Description, Site
 
 
 @click.command("explain")
 @diagnostic_command
 @click.argument("place", metavar="FUNCTION[+OFFSET]")
-@click.argument("file", type=FILE)
+@click.argument("file", metavar="POLICY", type=FILE)
 @click.option(
     "-k",
     "--kernel",
@@ -29,10 +30,11 @@ from o2cc.kernel.description import Description, Site
     shell_complete=complete_kernel,
     help="The kernel or description that a policy is compiled for.",
 )
-def explain(reporter: Reporter, place: str, file: str, kernel: str | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(reporter: Reporter, place: str, file: str, kernel: str | None, as_json: bool) -> None:
     """Say how the instruction at FUNCTION+OFFSET is checked, or why it needs no check.
 
-    With FUNCTION alone: one line for each of its instructions that needs a decision. FILE is a policy (.o2c), or
+    With FUNCTION alone: one line for each of its instructions that needs a decision. POLICY is a policy (.o2c), or
     a module in the text form of the intermediate representation (.ir, from `o2cc --emit ir`).
 
     \b
@@ -40,10 +42,15 @@ def explain(reporter: Reporter, place: str, file: str, kernel: str | None) -> No
       o2c explain sctp_rcv sctp.o2c -k 6.1.0-57-amd64
       o2c explain sctp_rcv+0x12d sctp.o2c -k 6.1.0-57-amd64
     """
-    where = parse_place(place) if "+" in place else None
+    where = parse_place(place) if "+" in place or place.endswith((".o2c", ".ir")) else None
     source = reporter.read_source(file)
     known = _module(source) if file.endswith(".ir") else _policy(reporter, source, kernel)
     _require_lasting(known.description, where[0] if where is not None else place)
+    if as_json:
+        function, offset = where or (place, None)
+        found = facts(known.module, function, offset, known.sources, known.unchecked)
+        click.echo(json.dumps(found, indent=1))
+        return
     if where is None:
         told = explain_function(known.module, place, known.unchecked)
     else:

@@ -55,7 +55,10 @@ def _expand(files: tuple[str, ...]) -> Iterator[str]:
     for name in files:
         path = Path(name)
         if name != STANDARD_STREAM and path.is_dir():
-            yield from (str(found) for found in sorted(path.rglob("*.o2c")))
+            found = sorted(path.rglob("*.o2c"))
+            if not found:
+                click.echo(f"{name}: no policies (*.o2c) in this directory", err=True)
+            yield from map(str, found)
         else:
             yield name
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from o2cc.cli.common import (
     run,
 )
 from o2cc.cli.completion import DIRECTORY, FILE, complete_code, complete_kernel
+from o2cc.diagnostics import DiagnosticError, error
 from o2cc.files import STANDARD_STREAM, require_writable, write_atomic
 from o2cc.kernel.collection import without_collection
 from o2cc.kernel.image import MODULE_SUFFIXES
@@ -185,6 +187,9 @@ def o2cc(
     for name in outputs:
         if name != STANDARD_STREAM:
             require_writable(name)
+    for directory in include:
+        if not Path(directory).is_dir():
+            raise DiagnosticError(error("O2C0901", f"there is no directory `{directory}`", path=directory))
     source = reporter.read_source(policy)
     options = CompileOptions(
         kernel=kernel,
@@ -206,12 +211,17 @@ def o2cc(
     reporter.extend(compiled.diagnostics)
     if reporter.has_errors:
         return EXIT_CLEAN  # the reporter turns it into 1
-    if target == STANDARD_STREAM:
-        sys.stdout.buffer.write(compiled.output)
-    elif target is not None:
-        write_atomic(target, compiled.output)
+    made: dict[str, bytes] = {}
+    if target is not None:
+        made[target] = compiled.output
     if stats is not None:
-        _write_text(stats, json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n")
+        made[stats] = (json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n").encode()
+    # files last: where something else cannot be written there shall be none
+    for name in sorted(made, key=_is_file):
+        if name == STANDARD_STREAM:
+            sys.stdout.buffer.write(made[name])
+        else:
+            write_atomic(name, made[name])
     return EXIT_CLEAN
 
 
@@ -221,11 +231,8 @@ def _default_output(policy: str, emit: Emit) -> str:
     return "policy.bpf.o" if policy == STANDARD_STREAM else f"{Path(policy).stem}.bpf.o"
 
 
-def _write_text(target: str, text: str) -> None:
-    if target == STANDARD_STREAM:
-        click.echo(text, nl=False)
-    else:
-        write_atomic(target, text)
+def _is_file(output: str) -> bool:
+    return output != STANDARD_STREAM and (not os.path.exists(output) or os.path.isfile(output))
 
 
 def main() -> None:

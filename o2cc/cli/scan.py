@@ -106,6 +106,8 @@ def scan(
     """
     if sum(item is not None for item in (module, builtin, directory)) != 1:
         raise click.UsageError("Give one of: a module, --builtin PATTERNS, --all DIR.")
+    if module == "":
+        raise click.UsageError("The name of the module is empty.")
     if directory is not None:
         _scan_all(reporter, Path(directory), kernel_name, limit, json_form)
         return
@@ -272,6 +274,8 @@ def show(reporter: Reporter, source: str, place: str | None, json_form: bool) ->
     `STRUCT+OFFSET` names the field there, as a policy names it; `STRUCT.FIELD`
     tells the field's offset.
     """
+    if place is not None and place.endswith(".o2k") and not source.endswith(".o2k"):
+        raise click.UsageError(f"The description comes first: o2c show {place} {source}")
     description = store.load(source)
     if place is None:
         if json_form:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ import pyarrow  # noqa: F401  (here, so that a missing package is told before an
 import sklearn  # noqa: F401  (likewise)
 
 from o2cc.cli.common import CONTEXT_SETTINGS, Reporter, diagnostic_command
-from o2cc.diagnostics import DiagnosticError, error
+from o2cc.diagnostics import Diagnostic, DiagnosticError, error
 from o2cc.files import require_distinct, require_writable, write_atomic
 from o2cc.trees.dataset import MOMENTS, read_profiles
 from o2cc.trees.file import write_tree
@@ -78,6 +79,7 @@ from o2cc.trees.train import train as train_tree
     help="Compare with a forest, a linear model, a neural net.",
 )
 @click.option("--quick", is_flag=True, help="Search a few shapes only, to try things out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn at random."
 )
@@ -94,6 +96,7 @@ def train(
     own: tuple[str, ...],
     families: bool,
     quick: bool,
+    as_json: bool,
     seed: int,
 ) -> None:
     """Train a decision tree on profiles of kernel objects.
@@ -106,6 +109,8 @@ def train(
       o2c train boot1.parquet boot2.parquet boot3.parquet -o sctp.tree.json --report report --own sctp_chunk
     """
     require_writable(output)  # before the training
+    if report_directory is not None:
+        _make(report_directory)
     reports = [report_directory / name for name in _REPORTS] if report_directory is not None else []
     require_distinct([output, *reports], profiles)
     options = Options(
@@ -122,24 +127,38 @@ def train(
         raise DiagnosticError(
             error("O2C0727", f"--own names `{unknown[0]}`, which is no class of the profiles")
         )
-    write_tree(trained.tree, output)
     result = study(trained, own=frozenset(own), least=macro_least, seed=seed, families=families)
     text = "\n".join(report_as_text(trained, result))
-    click.echo(text)
     if report_directory is not None:
         _write_report(report_directory, text, result)
+    write_tree(trained.tree, output)
+    click.echo(json.dumps(result.as_json(), indent=1) if as_json else text)
 
 
 _REPORTS = ("report.txt", "report.json")
 
 
-def _write_report(directory: Path, text: str, result: Study) -> None:
+def _make(directory: Path) -> None:
+    """Raises DiagnosticError (O2C0905) where the directory of the report is none."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise DiagnosticError(
+            error("O2C0905", "the report needs a directory, and this is a file", path=str(directory))
+        ) from None
+    except OSError as problem:
+        raise DiagnosticError(_unwritten(directory, problem)) from None
+
+
+def _unwritten(directory: Path, problem: OSError) -> Diagnostic:
+    why = os.strerror(problem.errno or 0).lower()
+    return error("O2C0905", f"cannot write the report: {why}", path=str(directory))
+
+
+def _write_report(directory: Path, text: str, result: Study) -> None:
+    try:
         write_plots(result, directory)
     except OSError as problem:
-        raise DiagnosticError(
-            error("O2C0905", f"cannot write the report: {problem.strerror}", path=str(directory))
-        ) from None
+        raise DiagnosticError(_unwritten(directory, problem)) from None
     write_atomic(directory / "report.txt", text + "\n")
     write_atomic(directory / "report.json", json.dumps(result.as_json(), indent=1) + "\n")

@@ -37,7 +37,10 @@ def tree() -> None:
     help="Where to write; default SOURCE.tree.json.",
 )
 @click.option("--trust-pickle", is_flag=True, help="Read a pickle. Pickles run code: only your own files.")
-def import_tree(reporter: Reporter, source: Path, output: Path | None, trust_pickle: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def import_tree(
+    reporter: Reporter, source: Path, output: Path | None, trust_pickle: bool, as_json: bool
+) -> None:
     """Make an exact integer tree of a fitted scikit-learn tree.
 
     SOURCE is plain JSON (children_left, children_right, feature, threshold, value), or a pickle or joblib
@@ -52,6 +55,15 @@ def import_tree(reporter: Reporter, source: Path, output: Path | None, trust_pic
     require_distinct([target], [source])
     write_tree(imported.tree, target)
     tree = imported.tree
+    if as_json:
+        made = {
+            "tree": str(target),
+            "nodes": len(tree.nodes),
+            "depth": tree.depth,
+            "classes": list(tree.classes),
+        }
+        click.echo(json.dumps(made, indent=1))
+        return
     click.echo(f"{target}: {len(tree.nodes)} nodes, depth {tree.depth}, {len(tree.classes)} classes")
 
 

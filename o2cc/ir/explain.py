@@ -33,7 +33,7 @@ def parse_place(text: str) -> tuple[str, int]:
             error(
                 "O2C0540",
                 f"`{text}` is not a place in code",
-                help="write `function+offset`, such as `sctp_rcv+0x8b`",
+                help="the place comes before the policy: `function+offset`, such as `sctp_rcv+0x8b`, or `function`",
             )
         )
     digits = match["offset"]
@@ -91,14 +91,82 @@ def explain_function(
     return "".join(f"{function}+{offset:<#7x} {text}\n" for offset, text in sorted(lines))
 
 
+def facts(
+    module: ir.Module,
+    function: str,
+    offset: int | None,
+    sources: Mapping[str, SourceFile],
+    unchecked: Mapping[tuple[str, int], str],
+) -> list[dict[str, object]]:
+    """What the two above say, for a program: of each place of a function, or of one, in JSON types.
+
+    ``state`` is `checked`, `proved` or `unchecked`.  Raises `DiagnosticError` (O2C0541) if nothing is known.
+    """
+
+    def wanted(name: str, place: int) -> bool:
+        return name == function and offset in (None, place)
+
+    found: list[dict[str, object]] = [
+        {"function": name, "offset": place, "state": "unchecked", "reason": reason}
+        for (name, place), reason in unchecked.items()
+        if wanted(name, place)
+    ]
+    found += [
+        {
+            "function": site.function,
+            "offset": site.offset,
+            "kind": _KINDS[site.kind],
+            "state": "checked",
+            "site": site.number,
+            "check": site.check,
+            "parameters": {name: value for name, value in site.parameters if name != "site"},
+            "probe": site.offset if site.probe_offset is None else site.probe_offset,
+            "covered_by": site.covered_by,
+            "policy": _line(site.span, sources),
+            "note": site.note or None,
+        }
+        for site in module.sites
+        if wanted(site.function, site.offset)
+    ]
+    found += [
+        {
+            "function": proof.function,
+            "offset": proof.offset,
+            "kind": _KINDS[proof.kind],
+            "state": "proved",
+            "reason": proof.reason,
+            "proof": proof.proof,
+            "premises": list(proof.premises),
+            "policy": _line(proof.span, sources),
+        }
+        for proof in module.discharged
+        if wanted(proof.function, proof.offset)
+    ]
+    if not found:
+        raise DiagnosticError(_nothing(module, function, offset))
+    return sorted(found, key=_offset)
+
+
+def _offset(item: Mapping[str, object]) -> int:
+    offset = item["offset"]
+    assert isinstance(offset, int)
+    return offset
+
+
+def _line(span: Span | None, sources: Mapping[str, SourceFile]) -> str | None:
+    if span is None or span.source not in sources:
+        return span.source if span is not None else None
+    line, column = sources[span.source].position(span.start)
+    return f"{span.source}:{line}:{column}"
+
+
 def _asked(span: Span | None, sources: Mapping[str, SourceFile]) -> str:
     if span is None:
         return ""
     if span.source not in sources:
         return f"  policy: {span.source}\n"
-    line, column = sources[span.source].position(span.start)
-    text = sources[span.source].line(line).strip()
-    return f"  policy: {span.source}:{line}:{column}: {text}\n"
+    text = sources[span.source].line(sources[span.source].position(span.start)[0]).strip()
+    return f"  policy: {_line(span, sources)}: {text}\n"
 
 
 def _checked(site: ir.Site, sources: Mapping[str, SourceFile]) -> str:

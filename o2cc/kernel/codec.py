@@ -29,6 +29,7 @@ from o2cc.kernel.description import FORMAT_VERSION, Description
 from o2cc.kernel.errors import BROKEN_DESCRIPTION, NOT_DESCRIPTION, OTHER_VERSION, failure
 
 MAGIC = b"O2K\n"
+_ELF = b"\x7fELF"
 _HEADER = struct.Struct("<4sHII")
 _SIZE_LIMIT = 512 << 20
 _LEVEL = 10
@@ -60,7 +61,8 @@ def encode(description: Description, level: int = _LEVEL) -> bytes:
 def decode(data: bytes, path: str) -> Description:
     """The description in ``data``. Raises DiagnosticError O2C0410, O2C0411 or O2C0412; ``path`` for the message."""
     if len(data) < _HEADER.size or data[:4] != MAGIC:
-        raise failure(NOT_DESCRIPTION, "not a description: it does not begin as `.o2k` files do", path)
+        help = "`o2c scan` makes one of a module" if data[:4] == _ELF or ".ko" in path else None
+        raise failure(NOT_DESCRIPTION, "not a description: it does not begin as `.o2k` files do", path, help)
     _, version, size, checksum = _HEADER.unpack_from(data)
     if version != FORMAT_VERSION:
         message = f"a description of format version {version}; this program reads version {FORMAT_VERSION}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,7 @@ class Kernel:
 
     path: Path
     modules: Path | None = None
+    _ahead: list[Task[KernelParts]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @cached_property
     def image(self) -> bytes:
@@ -61,8 +62,7 @@ class Kernel:
     @cached_property
     def parts(self) -> KernelParts:
         """What a scan of a module needs; unlike the whole image it is small enough to be kept."""
-        ahead: Task[KernelParts] | None = self.__dict__.pop("_ahead", None)
-        return ahead.result() if ahead is not None else self._read_parts()
+        return self._ahead.pop().result() if self._ahead else self._read_parts()
 
     def _read_parts(self) -> KernelParts:
         elf = self.elf if "image" in self.__dict__ else read_elf(self._unpack(), str(self.path))
@@ -83,12 +83,13 @@ class Kernel:
 
     def prefetch(self) -> None:
         """Start to read `parts` in the background; whoever asks for them waits for that, and is told what goes wrong."""
-        if not {"image", "parts", "_ahead"} & self.__dict__.keys():
-            self.__dict__["_ahead"] = begin(self._read_parts)
+        if not self._ahead and not {"image", "parts"} & self.__dict__.keys():
+            self._ahead.append(begin(self._read_parts))
 
     def forget(self) -> None:
         """Drop what was read, types and symbols above all, to be read again by whoever still asks."""
-        for name in ("_ahead", "parts", "image", "elf", "btf", "facts"):
+        self._ahead.clear()
+        for name in ("parts", "image", "elf", "btf", "facts"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -183,8 +184,13 @@ def open_kernel(name: str, release: str | None = None) -> Kernel:
             found = _in_directory(root, name) if root.is_dir() else None
             if found is not None:
                 return found
-    help = "give a boot image, a directory of an unpacked kernel package, or an installed release"
-    raise failure(NO_KERNEL, f"no kernel `{name}` found", name, help)
+    kept = sorted(item.name for item in (cache_directory() / "kernels").glob("*") if item.is_dir())
+    help = (
+        "give `--kernel` a boot image, a directory of an unpacked kernel package, or an installed release"
+        + (f"; in the cache: {', '.join(kept)}" if kept else "")
+    )
+    runs = ", which is the one that runs" if name == os.uname().release else ""
+    raise failure(NO_KERNEL, f"no kernel `{name}` found{runs}", name, help)
 
 
 def _in_directory(root: Path, release: str | None) -> Kernel | None:

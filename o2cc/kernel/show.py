@@ -103,7 +103,7 @@ def overview(description: Description) -> Iterator[str]:
 
 def function_lines(function: Function) -> Iterator[str]:
     """One function: its prototype, frame, blocks and sites."""
-    yield f"{function.name}  {function.section}+{function.offset:#x}, {function.size} bytes"
+    yield f"{function.name}  {function.section}+{function.offset:#x}, {_bytes(function.size)}"
     if function.parent is not None:
         yield f"  part of     {function.parent}"
     if function.prototype is not None:
@@ -142,14 +142,14 @@ def site_line(site: Site) -> str:
 
 def site_lines(function: Function, site: Site) -> Iterator[str]:
     """Everything that is known of one site."""
-    yield f"{function.name}+{site.offset:#x}  {site.kind.replace('_', ' ')} ({site.mnemonic}), {site.length} bytes"
+    yield f"{function.name}+{site.offset:#x}  {site.kind.replace('_', ' ')} ({site.mnemonic}), {_bytes(site.length)}"
     if site.operand is not None:
         yield f"  operand     {operand_text(site.operand)}"
     if site.target is not None:
         yield f"  target      {site.target}"
     if site.writes:
         each = " in each repetition" if site.rep else ""
-        yield f"  writes      {site.size or 'an unknown number of'} bytes{each}"
+        yield f"  writes      {_bytes(site.size) if site.size else 'an unknown number of bytes'}{each}"
     height = "not known" if site.stack_height is None else f"{site.stack_height:#x}"
     yield f"  stack       height {height}"
     if site.value is not None:
@@ -200,7 +200,7 @@ def source_text(source: ValueSource | None) -> str:
             base = f"v{source.value}{_plus(source.offset)}" if source.value is not None else "memory"
             if source.address is not None:
                 base = static_text(source.address)
-            return f"{source.size} bytes loaded from [{base}] at {where}"
+            return f"{_bytes(source.size)} loaded from [{base}] at {where}"
         case "static":
             return static_text(source.address) if source.address is not None else "?"
         case "stack":
@@ -251,3 +251,7 @@ def _repeat(site: Site) -> str:
 
 def _plus(offset: int) -> str:
     return f"{offset:+#x}" if offset else ""
+
+
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"

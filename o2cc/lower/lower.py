@@ -52,6 +52,8 @@ _COMMON = (
     "audition",
     "hooks",
 )
+_PLACES = 12
+"""Places without a probe that a warning names for each reason."""
 LIBRARY = (*_COMMON, "private_heap", "tracked_heap")
 """All parts of the library; a module has the common ones and one of the last two."""
 
@@ -188,6 +190,11 @@ def _is_given(policy: CheckedPolicy, struct: str) -> bool:
     return any(parameter.type.struct == struct for entry in policy.entries for parameter in entry.parameters)
 
 
+def _named(places: list[str]) -> str:
+    rest = f" and {len(places) - _PLACES} more" if len(places) > _PLACES else ""
+    return f"{', '.join(places[:_PLACES])}{rest}"
+
+
 def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ...]:
     found: list[Diagnostic] = []
     for symbol in lost:
@@ -211,9 +218,9 @@ def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ..
             )
         )
     if lowering.unchecked:
-        by_reason: dict[str, int] = {}
-        for place in lowering.unchecked:
-            by_reason[place.reason] = by_reason.get(place.reason, 0) + 1
+        by_reason: dict[str, list[str]] = {}
+        for place in sorted(lowering.unchecked, key=lambda item: (item.function, item.offset)):
+            by_reason.setdefault(place.reason, []).append(f"`{place.function}+{place.offset:#x}`")
         count = len(lowering.unchecked)
         found.append(
             warning(
@@ -222,8 +229,8 @@ def _warnings(lowering: Lowering, lost: tuple[str, ...]) -> tuple[Diagnostic, ..
                 if count == 1
                 else f"{count:,} places need a decision and cannot carry a probe",
                 lowering.policy.span,
-                notes=tuple(f"{count}: {reason}" for reason, count in sorted(by_reason.items())),
-                help="`o2c explain FUNCTION+OFFSET` tells which; what they do is not checked",
+                notes=tuple(f"{reason}: {_named(places)}" for reason, places in sorted(by_reason.items())),
+                help="what they do is not checked; `o2c explain FUNCTION+OFFSET` says more of one",
             )
         )
     return tuple(found)

@@ -444,7 +444,9 @@ class GrantBuilder:
                 span,
                 help="grant the struct that it is, with `write struct`"
                 if imported
-                else did_you_mean(name, known),
+                else did_you_mean(name, known)
+                or "the description knows what the code refers to, as `o2c show` prints it; another object of a known "
+                "type is granted with `write struct`",
             )
         )
 

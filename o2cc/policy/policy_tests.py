@@ -28,6 +28,7 @@ from o2cc.policy.target import TargetCode
 from o2cc.syntax import nodes
 
 _MASK = (1 << 64) - 1
+_FUNCTIONS = "`o2c show MODULE` lists the functions of the target, and those that it calls"
 
 
 @dataclass
@@ -253,7 +254,7 @@ class TestChecker:
                     "O2C0213",
                     f"this code never calls `{name}` directly" if known else f"unknown function `{name}`",
                     step.function.span,
-                    help=did_you_mean(name, self.target.callees),
+                    help=did_you_mean(name, self.target.callees) or _FUNCTIONS,
                 )
             )
             if not known:
@@ -321,7 +322,7 @@ class TestChecker:
             "O2C0213",
             f"unknown function of this compartment `{name.text}`",
             name.span,
-            help=did_you_mean(name.text, self.target.functions),
+            help=did_you_mean(name.text, self.target.functions) or _FUNCTIONS,
         )
         return False
 

@@ -26,6 +26,7 @@ COUNTS = (
     "stores_unchecked",
     "indirect_calls",
     "gate_calls",
+    "entries",
     "unchecked",
     "checks",
     "programs",
@@ -137,12 +138,13 @@ def lines(figures: Figures) -> Iterator[str]:
             (counts["sites"], "instructions need a decision"),
             (counts["indirect_calls"], "of them indirect calls and jumps"),
             (counts["gate_calls"], "of them calls of kernel functions"),
+            (counts["entries"], "of them entries into the compartment, and returns from them"),
             (counts["stores"], "of them stores:"),
             (counts["stores_discharged"], "    proved safe: no check"),
             (counts["stores_covered"], "    covered by the check of another store"),
             (counts["stores_probed"], "    checked at run time"),
-            (counts["stores_unchecked"], "    that cannot be checked"),
-            (counts["unchecked"], "cannot be checked; `o2c explain FUNCTION` says why"),
+            (counts["stores_unchecked"], "    without a place for a check"),
+            (counts["unchecked"], "of all these are without a place for a check (O2C0521 names them)"),
         ]
     )
     yield ""

@@ -26,13 +26,23 @@ def report_as_text(trained: Trained, study: Study) -> Iterator[str]:
         f"chosen of {len(trained.candidates)} shapes: depth {shape.depth}, {shape.leaves} leaves, "
         f"{shape.features} features, pruning {shape.pruning:g}"
     )
+    used = len(trained.samples.target)
+    left_out = " and ".join(f"{count:,} {why}" for why, count in study.left_out)
+    yield f"{used:,} samples of {used + sum(count for _, count in study.left_out):,}; left out: {left_out}"
+    counts = np.bincount(trained.samples.target, minlength=len(study.classes))
+    many = int((counts >= study.least).sum())
+    yield (
+        f"macro figures are means over classes of at least {study.least} samples in their line ({many} of the "
+        f"{len(study.classes)} in all); accuracy counts every sample"
+    )
     for gap in study.gaps:
         yield f"not studied: {gap}"
     yield ""
     yield f"{'model':<24}{'held out':<10}{'samples':<28}{'n':>7}  {'macro F1 (95% by boot)':<26}{'accuracy':>8}{'BPF':>8}"
     for entry in study.entries:
         f1 = entry.quality.macro_f1
-        interval = f"{f1.value:.4f} ({f1.low:.4f} to {f1.high:.4f})"
+        counted = any(c.samples >= study.least for c in entry.quality.classes)
+        interval = f"{f1.value:.4f} ({f1.low:.4f} to {f1.high:.4f})" if counted else "no class counts"
         yield (
             f"{entry.model:<24}{entry.held_out:<10}{entry.samples:<28}{entry.quality.samples:>7}  {interval:<26}"
             f"{entry.quality.accuracy:>8.4f}{entry.instructions:>8}"

@@ -38,11 +38,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Study:
-    """All lines, and what could not be studied, in words."""
+    """All lines, and what could not be studied, in words.  ``least``: fewest samples of a class that counts in macro figures;
+    ``left_out``: samples that the profiles hold and that were not used, by why."""
 
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]
     gaps: tuple[str, ...]
+    least: int
+    left_out: tuple[tuple[str, int], ...]
 
     def entry(self, model: str, held_out: str, samples: str = "all") -> Entry:
         """The line of this model; KeyError when there is none."""
@@ -56,6 +59,8 @@ class Study:
         return {
             "classes": list(self.classes),
             "gaps": list(self.gaps),
+            "macro_least": self.least,
+            "left_out": dict(self.left_out),
             "entries": [
                 {
                     **asdict(entry),
@@ -102,7 +107,7 @@ def study(trained: Trained, *, own: frozenset[str], least: int, seed: int, famil
             for name, run in _family_runs(trained, seed):
                 result = _held_out(trained.samples, family_masks, run)
                 entries += _entries(name, axis, trained.samples, result, own, least, seed)
-    return Study(tuple(entries), trained.samples.classes, tuple(gaps))
+    return Study(tuple(entries), trained.samples.classes, tuple(gaps), least, trained.samples.left_out)
 
 
 def _run_tree(train: Samples, test: Samples, trained: Trained, seed: int) -> FamilyResult:

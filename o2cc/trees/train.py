@@ -74,7 +74,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Samples:
-    """A profile ready for training: vectors of `features`, `target` counts in `classes`; `guarded` as in `Options`."""
+    """A profile ready for training: vectors of `features`, `target` counts in `classes`; `guarded` as in `Options`.
+
+    ``left_out``: samples that are no part of it, by why: near duplicates, and those of classes with too few.
+    """
 
     profile: Profile
     features: tuple[Feature, ...]
@@ -82,6 +85,7 @@ class Samples:
     classes: tuple[str, ...]
     target: NDArray[np.int64]
     guarded: frozenset[str] = frozenset()
+    left_out: tuple[tuple[str, int], ...] = ()
 
     def take(self, rows: NDArray[Any]) -> Samples:
         """The chosen rows."""
@@ -110,7 +114,9 @@ def prepare(profile: Profile, options: Options) -> tuple[Samples, tuple[Diagnost
             raise DiagnosticError(
                 error("O2C0721", f"the profiles hold no samples of the moment `{options.moment}`")
             )
+    read = len(profile)
     profile = without_near_duplicates(profile)
+    duplicates = read - len(profile)
     names, counts = np.unique(profile.label.astype(str), return_counts=True)
     rare = names[counts < options.least]
     if len(rare) and len(rare) < len(names):
@@ -141,7 +147,8 @@ def prepare(profile: Profile, options: Options) -> tuple[Samples, tuple[Diagnost
     features = feature_set(options.features, profile.words_known)
     target = np.searchsorted(np.array(classes), profile.label.astype(str)).astype(np.int64)
     vectors = extract(features, profile.objects)
-    return Samples(profile, features, vectors, classes, target, options.guarded), tuple(notes)
+    left_out = (("near duplicates", duplicates), ("of rare classes", read - duplicates - len(profile)))
+    return Samples(profile, features, vectors, classes, target, options.guarded, left_out), tuple(notes)
 
 
 def fold_masks(groups: NDArray[np.object_], folds: int) -> list[NDArray[np.bool_]]:

@@ -77,6 +77,8 @@ def test_options_arrive(compiler: FakeCompiler) -> None:
         "-I",
         "y",
     ]
+    for directory in ("x", "y"):
+        os.mkdir(directory)
     assert run(o2cc, "o2cc", [*arguments, "--emit", "check"]) == 0
     assert compiler.options == CompileOptions(
         kernel="6.1",

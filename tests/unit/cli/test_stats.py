@@ -44,6 +44,10 @@ def test_figures_of_a_compilation_are_shown(tmp_path: Path, capsys: pytest.Captu
     assert shown.startswith(f"cls_route of {document['release']}\n")
     for name in ("sites", "stores_discharged", "stores_probed", "programs", "object_bytes"):
         assert f"{document[name]:,}  " in shown
+    kinds = ("stores", "indirect_calls", "gate_calls", "entries")
+    assert sum(document[name] for name in kinds) == document["sites"]
+    ways = ("stores_discharged", "stores_covered", "stores_probed", "stores_unchecked")
+    assert sum(document[name] for name in ways) == document["stores"]
     for name, count in document["discharged_by"].items():
         assert f"{count:,}  {name}" in shown
     assert f"{document['instructions'] / document['programs']:.1f} a program" in shown

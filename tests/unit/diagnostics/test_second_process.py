@@ -106,6 +106,18 @@ thread.join()"""
     assert _python(code) == "True"
 
 
+def test_beside_threads_of_libraries_there_is_none() -> None:
+    """Catches a lock that a thread which Python does not know holds for ever in the copy."""
+    code = """
+import ctypes
+started = ctypes.c_ulong()
+pause = ctypes.CDLL(None).usleep
+assert ctypes.CDLL(None).pthread_create(ctypes.byref(started), None, pause, ctypes.c_void_p(300000)) == 0
+assert threading.active_count() == 1
+print(begin(lambda: os.getpid() == me).result())"""
+    assert _python(code) == "True"
+
+
 def test_a_result_that_nobody_wants() -> None:
     assert _python("task = begin(lambda: time.sleep(1000)); del task") == ""
 

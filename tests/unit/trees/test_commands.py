@@ -21,6 +21,7 @@ import o2cc
 from o2cc.cli.train import train
 from o2cc.cli.tree import tree as tree_command
 from o2cc.report.explain import explanation
+from o2cc.resources import resource_directory
 from o2cc.trees.file import read_tree, tree_to_text, write_tree
 from tests.unit.trees.made_trees import build
 from tests.unit.trees.synthetic_profiles import rows, write
@@ -192,6 +193,43 @@ def test_train_writes_tree_and_report(tmp_path: Path) -> None:
     assert read_tree(tmp_path / "t.tree.json").provenance["profiles"] == ["p.parquet"]
     assert json.loads((tmp_path / "report" / "report.json").read_text())["entries"]
     assert run("check", tmp_path / "t.tree.json", "--no-kernel", "--vectors", 2000).exit_code == 0
+
+
+PROFILES = sorted((resource_directory("examples") / "profiles").glob("*.parquet"))
+
+
+def test_the_sample_profiles_can_be_trained_on(tmp_path: Path) -> None:
+    """Catches profiles of an older form: they are what who has no root can try training with."""
+    options = ["-o", str(tmp_path / "t.tree.json"), "--quick", "--no-families", "--own", "sctp_chunk"]
+    result = CliRunner().invoke(train, [*map(str, PROFILES), *options])
+    assert result.exit_code == 0, result.output
+    assert (
+        result.output.splitlines()[2]
+        == "382 samples of 780; left out: 398 near duplicates and 0 of rare classes"
+    )
+    assert "at least 50 samples in their line (3 of the 3 in all)" in result.output
+    assert "no class counts" in result.output
+    assert set(read_tree(tmp_path / "t.tree.json").classes) == {"sctp_chunk", "sctp_transport", "sk_buff"}
+    result = CliRunner().invoke(train, [*map(str, PROFILES), *options, "--json"])
+    document = json.loads(result.stdout)
+    assert document["left_out"] == {"near duplicates": 398, "of rare classes": 0}
+    assert document["macro_least"] == 50
+
+
+def test_a_report_that_has_no_place_leaves_no_tree(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    tree, report = tmp_path / "t.tree.json", tmp_path / "taken"
+    arguments = [*map(str, PROFILES), "-o", str(tree), "--quick", "--no-families", "--report", str(report)]
+    result = CliRunner().invoke(train, arguments)
+    assert result.exit_code == 1
+    assert "needs a directory" in result.stderr
+    assert not tree.exists()
+
+
+def test_import_as_json(plain: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.tree.json"
+    document = json.loads(run("import", plain, "-o", target, "--json").stdout)
+    assert document == {"tree": str(target), "nodes": 3, "depth": 1, "classes": ["0", "1"]}
 
 
 def test_train_refuses_an_unknown_own_label(tmp_path: Path) -> None:
