@@ -18,7 +18,7 @@ from o2cc.policy.folding import add
 from o2cc.policy.model import Capability, CapabilityRange, Expr, ValueType
 from o2cc.policy.names import Defined, ParsedModule
 from o2cc.policy.paths import Scope
-from o2cc.policy.places import resolve_place
+from o2cc.policy.places import resolve_place, unknown_length
 from o2cc.policy.structs import pointer_to
 from o2cc.policy.substitute import substitute_argument
 from o2cc.syntax import nodes
@@ -141,14 +141,7 @@ def _ranges(context: Context, scope: Scope, node: nodes.CapsDef) -> tuple[Capabi
             complete = False
             if not context.has_target:
                 continue
-            context.collector.add(
-                error(
-                    "O2C0301",
-                    f"the size of what `{item.place.path.text}` points to is not known",
-                    item.place.span,
-                    help=f"write `{item.place.path.text}[n]`",
-                )
-            )
+            context.collector.add(unknown_length(item.place.path.text, item.place.span))
             continue
         end = add(place.pointer, length, item.span)
         ranges.append(CapabilityRange(place.pointer, end, item.span, item.per_cpu))

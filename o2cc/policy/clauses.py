@@ -34,7 +34,7 @@ from o2cc.policy.model import (
     UnaryOperation,
 )
 from o2cc.policy.paths import Scope
-from o2cc.policy.places import ResolvedPlace, resolve_place
+from o2cc.policy.places import ResolvedPlace, resolve_place, unknown_length
 from o2cc.policy.structs import BOOLEAN
 from o2cc.policy.substitute import mentioned_arguments, mentions_result
 from o2cc.syntax import nodes
@@ -319,12 +319,7 @@ class ClauseChecker:
         if not self.context.has_target:
             return
         self.context.collector.add(
-            error(
-                "O2C0301",
-                f"the size of what `{place.path.text}` points to is not known",
-                place.span,
-                help=f"write `{place.path.text}[n]`, or give the parameter a type",
-            )
+            unknown_length(place.path.text, place.span, ", or give the parameter a type")
         )
 
     def _no_meaning(self, clause: nodes.Clause, where: str) -> None:

@@ -29,6 +29,7 @@ from o2cc.policy.model import (
     SymbolGrant,
 )
 from o2cc.policy.paths import Scope as ExpressionScope
+from o2cc.policy.places import unknown_length
 from o2cc.policy.ranges import Range, covers, intersect, normalize
 from o2cc.policy.ranges import subtract as subtract_ranges
 from o2cc.policy.reasons import Reasons
@@ -291,14 +292,7 @@ class GrantBuilder:
         match behind.extent:
             case None:
                 if size is None:
-                    self.context.collector.add(
-                        error(
-                            "O2C0301",
-                            f"the size of what `{behind.field.text}` points to is not known",
-                            behind.span,
-                            help=f"write `{behind.field.text}[n]`",
-                        )
-                    )
+                    self.context.collector.add(unknown_length(behind.field.text, behind.span))
                     return None
                 if pointee is not None:
                     powerful = powerful_members(self.context.table, pointee)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from o2cc.diagnostics import Diagnostic, Span, error
 from o2cc.policy.expressions import Checker
 from o2cc.policy.folding import add, constant, subtract
 from o2cc.policy.model import AddressOfField, Expr, LoadField, TypeKind
@@ -24,6 +25,16 @@ class ResolvedPlace:
     pointer: Expr
     length: Expr | None
     explicit: bool
+
+
+def unknown_length(path: str, span: Span, otherwise: str = "") -> Diagnostic:
+    """What is said (O2C0301) where nothing tells how much lies behind a pointer; ``otherwise``: a further remedy."""
+    return error(
+        "O2C0301",
+        f"the size of what `{path}` points to is not known",
+        span,
+        help=f"write `{path}[n]`{otherwise}",
+    )
 
 
 def resolve_place(checker: Checker, place: nodes.Place, *, pointee: bool) -> ResolvedPlace | None:
