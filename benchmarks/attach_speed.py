@@ -3,12 +3,13 @@
 
     python -m benchmarks.attach_speed [--kernel 6.1|6.12]
 
-Boots a VM (see benchmarks/vm.py) and attaches the same 200 sites of sctp.ko, evenly spread over the module, in three
+Boots a VM (see benchmarks/vm.py) and attaches the same 200 sites of sctp.ko, evenly spread over the module, in four
 ways, in turns, twice each in one boot, each way detached before the next:
 
     libbpf     the layout `site` as any libbpf loader attaches it: `bpf_program__attach_kprobe_opts` with the function's
                name and the offset, one program a site; nothing is done about jump optimization
-    report     `o2c load` of the policy that reports: by address, through perf, optimization off meanwhile
+    perf       `o2c load --perf` of the policy that reports: by address, through perf, optimization off meanwhile
+    report     `o2c load` of the same: by address, through o2c.ko, in batches, breakpoints
     deny       `o2c load` of the policy that denies: by address, through o2c.ko, in batches, then optimized
 
 The VM's clocks count executed instructions (QEMU's -icount): times are those of a machine that executes one instruction
@@ -22,8 +23,9 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks import vm
 from o2cc.bpf.info import ObjectInfo, SiteInfo, read
@@ -106,12 +108,15 @@ def by_name(data: bytes, wanted: frozenset[Place]) -> tuple[float, float, int]:
     return attached / len(links), time.perf_counter() - begin, len(links)
 
 
-def by_loader(data: bytes, wanted: frozenset[Place], times: Times, *, degrade: str | None) -> int:
+def by_loader(
+    data: bytes, wanted: frozenset[Place], times: Times, *, degrade: str | None = None, perf: bool = False
+) -> int:
     """Attach with `o2c load`; how many the kernel took."""
     events: list[tuple[str, float]] = []
     options = LoadOptions(
         wanted=lambda site: place(site) in wanted,
         degrade=degrade,
+        perf=perf,
         accept_gaps=True,
     )
     state = loader.load(
@@ -130,6 +135,13 @@ def by_loader(data: bytes, wanted: frozenset[Place], times: Times, *, degrade: s
     return state.attached
 
 
+LOADERS: Mapping[str, Callable[[bytes, frozenset[Place], Times], int]] = {
+    "perf": partial(by_loader, degrade="report", perf=True),
+    "report": partial(by_loader, degrade="report"),
+    "deny": by_loader,
+}
+
+
 def objects(kernel: Kernel) -> Mapping[str, bytes]:
     """The three objects."""
     return {
@@ -143,7 +155,7 @@ def guest() -> None:
     """Attach in turns, and print."""
     data = {name: vm.guest_object(name) for name in ("libbpf", "report", "deny")}
     wanted = chosen_places([read(content) for content in data.values()])
-    times = {name: Times() for name in data}
+    times = {name: Times() for name in ("libbpf", *LOADERS)}
     taken: dict[str, int] = {}
     for _ in range(TURNS):
         seconds, detach, taken["libbpf"] = by_name(data["libbpf"], wanted)
@@ -151,9 +163,9 @@ def guest() -> None:
         times["libbpf"].whole.append(seconds)
         times["libbpf"].detach.append(detach)
         print(f"# libbpf: {seconds * 1e3:.1f} ms a site", flush=True)
-        for name, degrade in (("report", "report"), ("deny", None)):
+        for name, load in LOADERS.items():
             time.sleep(_PAUSE)
-            taken[name] = by_loader(data[name], wanted, times[name], degrade=degrade)
+            taken[name] = load(data["deny" if name == "deny" else "report"], wanted, times[name])
             print(f"# {name}: {times[name].sites[-1] * 1e3:.1f} ms a site", flush=True)
         time.sleep(_PAUSE)
     print(f"{'':8}{'sites':>8}{'ms a site':>11}{'whole':>8}{'libbpf/it':>11}{'whole':>8}{'detaching s':>13}")

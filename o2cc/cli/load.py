@@ -59,6 +59,11 @@ _SHOWN = 10
 @click.option(
     "--accept-gaps", is_flag=True, help="Load although a violation cannot be denied at some of the places."
 )
+@click.option(
+    "--perf",
+    is_flag=True,
+    help="Attach what only reports through perf, although o2c.ko is loaded, which does it faster.",
+)
 @click.option("--json", "json_form", is_flag=True, help="Print the result as JSON.")
 def load(
     reporter: Reporter,
@@ -68,12 +73,13 @@ def load(
     only: str | None,
     degrade: str | None,
     accept_gaps: bool,
+    perf: bool,
     json_form: bool,
 ) -> None:
     """Load a policy, or an object that `o2cc` made, and attach its checks.
 
     What says `deny` is carried out by the kernel module o2c.ko; without it, such a policy is refused unless
-    --degrade is given. The policy stays in force when this command ends, until `o2c unload` or a reboot. Needs root.
+    --degrade is given. A policy that only reports is attached by o2c.ko where that is loaded, else by perf. The policy stays in force when this command ends, until `o2c unload` or a reboot. Needs root.
 
     \b
     Examples:
@@ -91,6 +97,7 @@ def load(
             ),
             degrade=degrade,
             accept_gaps=accept_gaps,
+            perf=perf,
             warn=lambda diagnostic: reporter.extend((diagnostic,)),
         )
         loaded = loader.load(data, path=policy, options=options, progress=progress)
@@ -123,6 +130,8 @@ def matcher(globs: str | None, tracking: frozenset[int] = frozenset()) -> Callab
 def summary(loaded: state.State) -> str:
     """One line for a person."""
     how = "violations are prevented" if loaded.enforced else "violations are reported"
+    if loaded.by_module and not loaded.enforced:
+        how += " through o2c.ko"
     if loaded.degraded:
         how += f", weaker than the policy by --degrade {loaded.degraded}"
     return f"{loaded.name}: {loaded.attached} sites attached, {how}"

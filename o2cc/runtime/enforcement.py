@@ -83,6 +83,23 @@ def needs_of(info: ObjectInfo) -> Needs:
 
 
 @dataclass(frozen=True)
+class Use:
+    """What o2c.ko is used for: to prevent what the policy denies, or only to attach the checks of a policy that reports.
+
+    It attaches faster than perf, counts what is skipped on every kernel, needs no setting for the whole system, and is
+    through with detaching at once.
+    """
+
+    needs: Needs
+    prevents: bool
+
+    @property
+    def strict(self) -> bool:
+        """Breakpoints only.  Nothing that merely reports is worth that an interrupt inside a jump goes unchecked."""
+        return self.needs.strict or not self.prevents
+
+
+@dataclass(frozen=True)
 class Enforced:
     """The outcome: how many sites deny, which only report, which are not checked at all, and which calls do not go to the
     private heap though they should."""
@@ -139,6 +156,17 @@ def build_help() -> tuple[str, ...]:
     )
 
 
+def can_observe(device: Path = kernel_module.DEVICE) -> bool:
+    """Whether o2c.ko can attach what only reports: it is there, and so is the kernel's text, which it is given to compare."""
+    if not kernel_module.available(device):
+        return False
+    try:
+        with KernelText():
+            return True
+    except OSError:
+        return False
+
+
 def require_module(needs: Needs, info: ObjectInfo, device: Path = kernel_module.DEVICE) -> None:
     """Raises DiagnosticError (O2C0830) when o2c.ko is needed and not there."""
     if needs.module and not kernel_module.available(device):
@@ -174,16 +202,19 @@ def place(
     attachments: Sequence[Attachment],
     text: KernelText,
     ends: Ends | None = None,
+    *,
+    prevents: bool = True,
 ) -> list[Placed]:
-    """The sites with what the object and the kernel's memory say of them.  With ``ends`` (`probes strict`) breakpoints take
-    the place of the probes at entries and returns where they can."""
+    """The sites with what the object and the kernel's memory say of them.  With ``ends`` (`Use.strict`) breakpoints take
+    the place of the probes at entries and returns where they can.  Unless it ``prevents``, all only report."""
     layout = table(info, "sites")
     rows: Sequence[Mapping[str, int]] = initial_rows(data, layout) if layout is not None else ()
     found = []
     for attachment in attachments:
         number = attachment.site.number
         row = rows[number] if number < len(rows) else {}
-        action = action_of(attachment.site, row.get("action", Action.DENY))
+        rule = row.get("action", Action.DENY)
+        action = action_of(attachment.site, rule) if prevents else Action.REPORT
         code = text.read(attachment.address, MAXIMUM_LENGTH)
         height = row.get("height", _UNKNOWN_HEIGHT)
         result = row.get("result", _UNKNOWN_RESULT)
@@ -301,7 +332,7 @@ def attach(
     return Enforced(denying, tuple(only_observed), tuple(failures), not_private)
 
 
-def create(enforcer: Enforcer, info: ObjectInfo, needs: Needs) -> None:
+def create(enforcer: Enforcer, info: ObjectInfo, use: Use) -> None:
     """Make the compartment in o2c.ko; it outlives this process once it is committed.
 
     Raises DiagnosticError (O2C0804) when o2c.ko has one of that name, EnforcerError for the rest.
@@ -311,8 +342,8 @@ def create(enforcer: Enforcer, info: ObjectInfo, needs: Needs) -> None:
         info.name,
         module=module,
         keep=True,
-        strict="strict probes" in needs.features,
-        on_missed=OnMissed.KILL if needs.kill_on_missed else OnMissed.REPORT,
+        strict=use.strict,
+        on_missed=OnMissed.KILL if use.prevents and use.needs.kill_on_missed else OnMissed.REPORT,
     )
 
 

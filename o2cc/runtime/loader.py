@@ -43,12 +43,13 @@ class LoadOptions:
     turn the probes of a policy that only reports into jumps.  A soft interrupt inside such a probe then finds a BPF
     program active and its own probes are skipped (kernel/trace/bpf_trace.c trace_call_bpf, 6.1): what it allocates is
     not tracked, and proper use is reported.  Without it probe optimization is off in the whole kernel while such a
-    policy is loaded.  ``warn`` is told what the engineer should know."""
+    policy is loaded, unless o2c.ko attaches them, which it does where it is loaded.  ``perf``: o2c.ko is not to.  ``warn`` is told what the engineer should know."""
 
     wanted: Callable[[SiteInfo], bool] = lambda site: True
     degrade: str | None = None
     accept_gaps: bool = False
     optimize: bool = False
+    perf: bool = False
     warn: Callable[[Diagnostic], None] = lambda diagnostic: None
 
 
@@ -119,28 +120,32 @@ def load(
                 help="leave the rule out, or accept less by name with `--degrade`",
             )
         )
-    enforce = bool(needs.module) and chosen.degrade is None
-    if enforce:
+    use: enforcement.Use | None = None
+    if needs.module and chosen.degrade is None:
         enforcement.require_module(needs, info)
+        use = enforcement.Use(needs, prevents=True)
+    elif not chosen.perf and not chosen.optimize and enforcement.can_observe():
+        use = enforcement.Use(needs, prevents=False)
     with state.locked(info.name):
-        return _load(data, info, needs if enforce else None, chosen, progress)
+        return _load(data, info, use, chosen, progress)
 
 
 def _load(
     data: bytes,
     info: ObjectInfo,
-    needs: enforcement.Needs | None,
+    use: enforcement.Use | None,
     options: LoadOptions,
     progress: Progress,
 ) -> state.State:
-    names = _read_names(info, ends=needs is not None and needs.strict)
+    prevents = use is not None and use.prevents
+    names = _read_names(info, ends=use is not None and use.strict)
     planned = make_plan(info, names.target, options.wanted)
     if not planned.attachments:
         raise _nothing_attached(info.name, planned.failures)
     _compare_code(info, planned, options)
-    if needs is not None and not needs.strict:
+    if use is not None and not use.strict:
         _warn_of_skipped_tracking(info, planned, options)
-    private = info.heap if needs is not None else None
+    private = info.heap if prevents else None
     image = data if private is None else heap.resized(data, info, heap.page_frames())
     directory = _claim(info.name)
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
@@ -158,18 +163,18 @@ def _load(
                     kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
                 programs = loaded.programs()
                 phases.hold(info, directory / "maps")
-                hooks = _hooks_of_module(info, needs, names.kernel, loaded.maps())
+                hooks = _hooks_of_module(info, use, names.kernel, loaded.maps())
                 _run_hooks(info, programs)
                 for hook in info.hooks:
                     if hook.kind != "syscall" and hook.name not in hooks.served:
                         _attach_hook(hook, programs, directory / "links", names.kernel)
                 observed: tuple[state.Failure, ...] = ()
                 not_private: tuple[state.Failure, ...] = ()
-                if needs is not None:
+                if use is not None:
                     undo.callback(enforcement.remove, info.name)
                     shadow = kernel_calls.map_id(loaded.maps()[heap.SHADOW_SECTION]) if private else 0
                     outcome = _enforce(
-                        data, info, planned, programs, needs, options, progress, names.target, shadow, hooks
+                        data, info, planned, programs, use, options, progress, names.target, shadow, hooks
                     )
                     observed, refused = outcome.observed, outcome.failures
                     not_private = outcome.not_private
@@ -197,7 +202,8 @@ def _load(
             boot_id=state.boot_id(),
             attached=len(planned.attachments) - len(refused),
             failures=(*planned.failures, *refused, *not_private),
-            enforced=needs is not None,
+            enforced=prevents,
+            by_module=use is not None,
             degraded=options.degrade,
             observed=observed,
         )
@@ -241,18 +247,18 @@ def _warn_of_skipped_tracking(info: ObjectInfo, planned: Plan, options: LoadOpti
 
 def _hooks_of_module(
     info: ObjectInfo,
-    needs: enforcement.Needs | None,
+    use: enforcement.Use | None,
     symbols: running_kernel.Symbols,
     maps: Mapping[str, int],
 ) -> enforcement.Hooks:
-    """The hooks that o2c.ko attaches: those at tracepoints, and with `probes strict` those at functions, since a kprobe of perf
+    """The hooks that o2c.ko attaches: those at tracepoints, and with breakpoints only those at functions, since a kprobe of perf
     would keep the checks of what interrupts it from running."""
-    if needs is None:
+    if use is None:
         return enforcement.Hooks()
     probes: Sequence[enforcement.PlacedHook] = ()
     try:
         tracepoints = enforcement.tracepoint_hooks(info)
-        if needs.strict:
+        if use.strict:
             with KernelText() as text:
                 probes = enforcement.place_hooks(info.hooks, symbols, text)
     except EnforcerError as problem:
@@ -268,7 +274,7 @@ def _enforce(
     info: ObjectInfo,
     planned: Plan,
     programs: Mapping[str, Program],
-    needs: enforcement.Needs,
+    use: enforcement.Use,
     options: LoadOptions,
     progress: Progress,
     symbols: running_kernel.Symbols,
@@ -278,9 +284,9 @@ def _enforce(
     private: enforcement.HeapRequest | None = None
     try:
         with KernelText() as text:
-            ends = Ends.of(symbols.addresses) if needs.strict else None
-            placed = enforcement.place(data, info, planned.attachments, text, ends)
-            if info.heap is not None:
+            ends = Ends.of(symbols.addresses) if use.strict else None
+            placed = enforcement.place(data, info, planned.attachments, text, ends, prevents=use.prevents)
+            if use.prevents and info.heap is not None:
                 calls, lost = heap.place(info.heap, symbols, text)
                 private = enforcement.HeapRequest(info.heap, shadow, calls, lost)
     except OSError:
@@ -294,11 +300,11 @@ def _enforce(
         ) from None
     try:
         with Enforcer() as enforcer:
-            enforcement.create(enforcer, info, needs)
+            enforcement.create(enforcer, info, use)
             with running_kernel.KprobeOptimizationOff(keep=_others_only_report(info.name)):
                 outcome = enforcement.attach(enforcer, placed, programs, progress, private, hooks)
             gaps = (*outcome.observed, *outcome.failures, *planned.failures, *outcome.not_private)
-            if gaps and not options.accept_gaps:
+            if use.prevents and gaps and not options.accept_gaps:
                 raise DiagnosticError(
                     error(
                         "O2C0832",
@@ -486,6 +492,6 @@ def _others_only_report(name: str) -> bool:
     for other in state.names():
         if other != name:
             with suppress(DiagnosticError):
-                if not state.load(other)[0].enforced:
+                if not state.load(other)[0].by_module:
                     return True
     return False

@@ -105,7 +105,7 @@ def follow(name: str, *, seconds: float | None = None) -> Iterator[Event | Losse
             buffer.poll(min(_POLL, left))
             yield from received
             received.clear()
-            if saved.enforced and time.monotonic() - asked >= _ASK_EVERY:
+            if saved.by_module and time.monotonic() - asked >= _ASK_EVERY:
                 missed, asked = max(missed, _missed(name)), time.monotonic()
             now = losses_of(live, missed)
             if now - before:

@@ -39,7 +39,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class State:
-    """How a compartment was loaded.  ``enforced``: o2c.ko carries its verdicts out."""
+    """How a compartment was loaded.  ``enforced``: o2c.ko carries its verdicts out.  ``by_module``: o2c.ko has its probes,
+    not perf, as it always is when enforced."""
 
     name: str
     loaded_at: float  # seconds since the epoch
@@ -49,6 +50,7 @@ class State:
     enforced: bool
     degraded: str | None
     observed: tuple[Failure, ...] = ()  # where a violation is only reported though the policy says more
+    by_module: bool = False
 
 
 def boot_id() -> str:
@@ -77,6 +79,7 @@ def load(name: str) -> tuple[State, ObjectInfo]:
         data = (directory / "object.bpf.o").read_bytes()
         failures = tuple(Failure(**item) for item in document.pop("failures"))
         observed = tuple(Failure(**item) for item in document.pop("observed"))
+        document.setdefault("by_module", document["enforced"])  # written before there was the difference
         state = State(**document, failures=failures, observed=observed)
     except PermissionError as problem:
         raise DiagnosticError(_forbidden(directory, "read", problem)) from None

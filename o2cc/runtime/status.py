@@ -101,6 +101,8 @@ class Status:
     accepted: int = 0  # objects from before loading that the audition accepted, and that are alive
     problems: tuple[str, ...] = ()
     unenforced: bool = False  # loaded to prevent violations, and o2c.ko does not have it
+    unchecked: bool = False  # loaded through o2c.ko to report, and o2c.ko does not have it
+    by_module: bool = False  # its probes are o2c.ko's
     covered: int = 0  # sites that the check of another decides
     heap: PrivateHeap | None = None
     unseen: int = 0  # frees and new pages, anywhere in the system, that no hook saw: an interrupt inside the same hook made them
@@ -184,10 +186,11 @@ def gather(name: str) -> Status:
     stats: dict[int, SiteStats] = {}
     denying: int | None = None
     heap: PrivateHeap | None = None
-    if saved.enforced:
-        stats, denying, missed, heap = _enforced(info, problems)
+    if saved.by_module:
+        stats, denying, missed, heap = _of_module(info, saved.enforced, problems)
     elif len(links) < saved.attached:
         problems.append(f"{saved.attached - len(links)} probes were removed from outside since loading")
+    in_force = denying is not None
     phase = phases.phase_of(words, time.monotonic_ns())
     return Status(
         name=name,
@@ -195,13 +198,13 @@ def gather(name: str) -> Status:
         release=info.identity.get("release", ""),
         phase=phase.name,
         phase_reason=phases.reason(phase, len(objects) + accepted).replace("NAME", name),
-        enforced=saved.enforced and denying is not None,
+        enforced=saved.enforced and in_force,
         degraded=saved.degraded,
         loaded_for=max(0.0, time.time() - saved.loaded_at),
         attached=saved.attached,
         sites=sum(1 for site in info.sites if site.program),  # the others are decided by these
         hooks=sum(hook.kind != "syscall" for hook in info.hooks),
-        denying=denying,
+        denying=denying if saved.enforced else None,
         failures=saved.failures,
         observed=saved.observed,
         counters=merge_counters(info, rows, stats),
@@ -212,15 +215,17 @@ def gather(name: str) -> Status:
         tracked_objects=tracked,
         accepted=accepted,
         problems=tuple(problems),
-        unenforced=saved.enforced and denying is None,
+        unenforced=saved.enforced and not in_force,
+        unchecked=saved.by_module and not saved.enforced and not in_force,
+        by_module=saved.by_module,
         covered=sum(not site.program for site in info.sites),
         heap=heap,
         unseen=unseen,
     )
 
 
-def _enforced(
-    info: ObjectInfo, problems: list[str]
+def _of_module(
+    info: ObjectInfo, prevents: bool, problems: list[str]
 ) -> tuple[dict[int, SiteStats], int | None, Missed, PrivateHeap | None]:
     """What o2c.ko counts, by site number, and of the private heap."""
     heap: PrivateHeap | None = None
@@ -228,14 +233,15 @@ def _enforced(
         with Enforcer() as enforcer:
             enforcer.open(info.name)
             whole, listed = enforcer.info(), enforcer.stats()
-            if info.heap is not None:
+            if prevents and info.heap is not None:
                 told = enforcer.heap_stats()
                 draining = Feature.DRAIN in enforcer.features and enforcer.drain().state is not DrainState.NOT
                 heap = PrivateHeap(
                     info.heap.limit, told.bytes, told.allocations, told.failures, told.passed, draining
                 )
     except EnforcerError as problem:
-        problems.append(f"o2c.ko does not have this compartment, nothing is enforced: {problem}")
+        nothing = "nothing is enforced" if prevents else "nothing is checked"
+        problems.append(f"o2c.ko does not have this compartment, {nothing}: {problem}")
         return {}, None, Missed(None, None), None
     if whole.errors:
         problems.append(f"{whole.errors} verdicts that are none: this is a bug of o2cc")
@@ -351,6 +357,10 @@ def lines(status: Status, *, every: bool = False) -> Iterator[str]:
         how = "violations are prevented by o2c.ko"
     elif status.unenforced:
         how = "NOTHING IS ENFORCED"
+    elif status.unchecked:
+        how = "NOTHING IS CHECKED"
+    elif status.by_module:
+        how += " through o2c.ko"
     if status.degraded:
         how += f" (weakened by --degrade {status.degraded})"
     yield f"{status.name}: confines {status.target} in {status.release}; {how}"

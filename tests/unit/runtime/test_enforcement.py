@@ -30,9 +30,10 @@ from o2cc.runtime.enforcer_types import (
 from o2cc.runtime.instructions import Placed
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
+from o2cc.runtime.plan import Attachment
 from o2cc.runtime.running_kernel import Symbols
 from o2cc.runtime.tracepoints import Tracepoint
-from tests.unit.runtime.made import site
+from tests.unit.runtime.made import info, site
 
 STORE = bytes.fromhex("48895618") + bytes([0x90] * 8)
 PROGRAMS = {"program": Program("program", 7), "other": Program("other", 8)}
@@ -214,6 +215,28 @@ def test_a_store_whose_rule_is_report_is_observed_and_no_gap() -> None:
     report = Placed(site(0), 0x1000, STORE, enforcement.action_of(site(0), Action.REPORT), 8)
     assert attach(given, report) == enforcement.Enforced(0, (), ())
     assert given.sites[0].kind is Kind.OBSERVE
+
+
+def test_nothing_is_denied_where_o2c_ko_only_attaches() -> None:
+    class Text:
+        @staticmethod
+        def read(address: int, size: int) -> bytes:
+            return STORE[:size]
+
+    sites = (site(0), site(1, kind="call"), site(2, kind="entry", note="call of f"))
+    attachments = [Attachment(one, 0x1000 + one.number) for one in sites]
+    for prevents, kinds in (
+        (True, {Kind.STORE, Kind.OBSERVE, Kind.ENTRY}),
+        (False, {Kind.OBSERVE, Kind.ENTRY}),
+    ):
+        found = enforcement.place(
+            b"", info(*sites), attachments, cast("KernelText", Text()), prevents=prevents
+        )
+        given = StandIn()
+        outcome = attach(given, *found)
+        assert {one.kind for one in given.sites} == kinds
+        assert bool(outcome.denying) is bool(outcome.observed) is prevents
+        assert all(one.action is Action.REPORT for one in given.sites) is not prevents
 
 
 def test_a_call_denies_whatever_its_default_is() -> None:

@@ -82,6 +82,8 @@ def test_a_quiet_compartment_is_six_lines() -> None:
     ("changes", "expected"),
     [
         ({"unenforced": True}, "sctp in 6.1.0; NOTHING IS ENFORCED"),
+        ({"by_module": True}, "sctp in 6.1.0; violations are reported through o2c.ko"),
+        ({"by_module": True, "unchecked": True}, "sctp in 6.1.0; NOTHING IS CHECKED"),
         ({"enforced": True, "denying": 2}, "2 of 3 sites, 2 of them deny"),
         ({"accepted": 3}, "auditioned  3 objects from before loading accepted by the tree, and alive"),
         ({"covered": 9}, "2 of 3 sites, which decide 9 more; 1 hook"),
@@ -176,7 +178,7 @@ def test_a_policy_that_o2c_ko_lost_is_not_called_enforced(
 ) -> None:
     """What a killed `o2c unload` leaves: the state says that violations are prevented, and no module is there to do so."""
     described = info(site(0), site(1, program=""))
-    saved = state.State("made", 0.0, "boot", 1, (), enforced=promised, degraded=None)
+    saved = state.State("made", 0.0, "boot", 1, (), enforced=promised, degraded=None, by_module=True)
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "0").touch()
     monkeypatch.setattr(state, "load", lambda name: (saved, described))
@@ -185,7 +187,8 @@ def test_a_policy_that_o2c_ko_lost_is_not_called_enforced(
     monkeypatch.setattr(status_module, "_missed_of_links", lambda links: Missed(None, None))
     monkeypatch.setattr(status_module, "Enforcer", partial(Enforcer, tmp_path / "no-device"))
     found = gather("made")
-    assert (found.enforced, found.unenforced) == (False, promised)
+    assert (found.enforced, found.unenforced, found.unchecked) == (False, promised, not promised)
     assert (found.sites, found.covered) == (1, 1)
-    assert any("nothing is enforced" in problem for problem in found.problems) is promised
-    assert ("NOTHING IS ENFORCED" in text_of(found)) is promised
+    word = "enforced" if promised else "checked"
+    assert any(f"nothing is {word}" in problem for problem in found.problems)
+    assert f"NOTHING IS {word.upper()}" in text_of(found)

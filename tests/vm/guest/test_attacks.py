@@ -21,6 +21,7 @@ from o2cc.runtime import kernel_calls, loader, state
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.phases import set_phase
 from o2cc.runtime.status import gather
+from tests.vm.guest.enforcer_support import load_module, unload_module
 from tests.vm.guest.victim_support import (
     ATTACKS,
     NAME,
@@ -44,11 +45,23 @@ from tests.vm.policies import POLICY, guest_description, guest_object
 PENDING_TIMER, OLD_OBJECT, OLD_FOREIGN = 17, 18, 19
 
 
-@pytest.fixture(scope="module", params=[Layout.SHAPE, Layout.SITE], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((Layout.SHAPE, False), id="shape"),
+        pytest.param((Layout.SITE, False), id="site"),
+        pytest.param((Layout.SHAPE, True), id="o2c.ko"),
+    ],
+)
 def policy(request: pytest.FixtureRequest, victim: Victim) -> Iterator[state.State]:
-    """The victim's policy, loaded by our loader, in either layout."""
-    with loaded(guest_object("report", request.param)) as result:
+    """The victim's policy, loaded by our loader, in either layout, with perf's probes and with o2c.ko's."""
+    layout, by_module = request.param
+    if by_module:
+        load_module("o2c")
+    with loaded(guest_object("report", layout), LoadOptions(perf=not by_module)) as result:
         yield result
+    if by_module:
+        unload_module("o2c")
 
 
 # Before any policy is loaded (tests run in the order of this file).
@@ -62,7 +75,9 @@ def test_attack_succeeds_without_a_policy(victim: Victim, attack: Attack) -> Non
         assert victim.state()[attack.effect] > 0
 
 
-def test_every_site_is_attached(policy: state.State) -> None:
+def test_every_site_is_attached(policy: state.State, request: pytest.FixtureRequest) -> None:
+    assert policy.by_module is ("o2c.ko" in request.node.name)
+    assert not policy.enforced
     assert policy.attached > 25
     assert policy.failures == ()
 
@@ -140,7 +155,7 @@ def test_open_a_callback_that_the_kernel_holds_already(policy: state.State, vict
 
 
 def test_open_a_report_does_not_prevent(policy: state.State, victim: Victim) -> None:
-    """Without o2c.ko the report comes and the write happens."""
+    """The report comes and the write happens, also with the probes of o2c.ko."""
     victim.run(3)
     assert victim.state()["foreign"] > 0
     events()
@@ -152,7 +167,7 @@ def test_open_a_report_does_not_prevent(policy: state.State, victim: Victim) -> 
 def test_unloading_leaves_nothing(victim: Victim) -> None:
     unload_all()
     before = settled()
-    with loaded(guest_object("report")):
+    with loaded(guest_object("report"), LoadOptions(perf=True)):
         inside = footprint()
         assert inside.programs > before.programs
         assert inside.probes > before.probes

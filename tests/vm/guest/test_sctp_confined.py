@@ -80,7 +80,7 @@ def confined(request: pytest.FixtureRequest, old: Namespace) -> Iterator[state.S
     path = guest_sctp_object()
     everything = request.config.getoption("--full", default=False)
     wanted = (lambda site: True) if everything else part_of_default_run
-    options = LoadOptions(degrade="report", wanted=wanted)
+    options = LoadOptions(degrade="report", wanted=wanted, perf=True)
     started = time.monotonic()
     loaded = loader.load(path.read_bytes(), path=str(path), options=options)
     info = read_info(path.read_bytes())
