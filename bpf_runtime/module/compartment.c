@@ -312,8 +312,6 @@ int o2c_compartment_commit(struct o2c_compartment *compartment)
 	/* nobody is in the detour of another's optimized probe, where a skip site cannot deny, after this */
 	if (joined)
 		synchronize_rcu_tasks();
-	/* first: what a check notes is not freed unseen */
-	o2c_hooks_begin(compartment);
 	/* pairs with the probes' acquire: who sees it sees the counters as well */
 	smp_store_release(&compartment->live, true);
 	return 0;

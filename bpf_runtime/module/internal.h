@@ -214,7 +214,6 @@ void o2c_drain_exit(void);
 
 /* tracepoint.c */
 int o2c_hook_add(struct o2c_compartment *compartment, const struct o2c_tracepoint *request);
-void o2c_hooks_begin(struct o2c_compartment *compartment);
 void o2c_hooks_end(struct o2c_compartment *compartment);
 
 /* owned.c */

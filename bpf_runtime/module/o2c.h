@@ -234,8 +234,8 @@ struct o2c_info {
 
 /*
  * A hook at a tracepoint: a program of type raw tracepoint, which sees the tracepoint's arguments as such a program always
- * does, and runs with interrupts off. Once for each tracepoint and compartment, before COMMIT; from then on it runs, and until no
- * site is probed any more. `map` is 0, and the program runs each time, or the id of an array map of one element that a program of
+ * does, and runs with interrupts off. Once for each tracepoint and compartment, before COMMIT. It runs at once, and until no site is
+ * probed any more. `map` is 0, and the program runs each time, or the id of an array map of one element that a program of
  * the compartment uses. Then the 32-bit words from its byte `offset` on, a multiple of 4, tell when to run it:
  *
  *   kfree, kmem_cache_free	when word (pointer * 0x9e3779b97f4a7c15 mod 2^64) >> 48 of O2C_COUNT_ROWS is not 0

@@ -28,7 +28,6 @@
 struct o2c_hook {
 	const u32 *word;	/* the first of a table's, or the only one; NULL: the program always runs */
 	u32 value;
-	bool live;		/* read by the probes without a lock */
 	struct bpf_prog *program;
 	struct bpf_map *map;	/* that `word` is in, or NULL */
 	struct tracepoint *point;
@@ -61,24 +60,19 @@ static noinline void run(const struct o2c_hook *hook, u64 first, u64 second, u64
 /* Whether the program is to be asked about an object: object_row() in o2cc/lower/library/known.ir. */
 static __always_inline bool is_known_object(const struct o2c_hook *hook, const void *object)
 {
-	/* pairs with o2c_hooks_begin() */
-	if (!smp_load_acquire(&hook->live))
-		return false;
 	return !hook->word || READ_ONCE(hook->word[(u64)object * GOLDEN_RATIO >> (64 - ROW_BITS)]);
 }
 
 /* The same for pages: frame_row() there. Up to order 3, by its natural alignment, a block lies in one row. */
 static __always_inline bool are_known_pages(const struct o2c_hook *hook, const struct page *page, unsigned int order)
 {
-	if (!smp_load_acquire(&hook->live))
-		return false;
 	return !hook->word || order > BLOCK_BITS ||
 	       READ_ONCE(hook->word[page_to_pfn(page) >> BLOCK_BITS & (O2C_COUNT_ROWS - 1)]);
 }
 
 static __always_inline bool is_time(const struct o2c_hook *hook)
 {
-	return smp_load_acquire(&hook->live) && (!hook->word || READ_ONCE(*hook->word) == hook->value);
+	return !hook->word || READ_ONCE(*hook->word) == hook->value;
 }
 
 static void on_kfree(void *data, unsigned long call_site, const void *ptr)
@@ -192,7 +186,10 @@ static void let_go(struct o2c_hook *hook)
 	kfree(hook);
 }
 
-/* Puts a hook at a tracepoint, inert. The caller holds the compartment's lock. */
+/*
+ * Puts a hook at a tracepoint. It sees what is freed from here on, before any site is attached: a loader notes what is there
+ * (network namespaces and their memory), and attaching may take minutes. The caller holds the compartment's lock.
+ */
 int o2c_hook_add(struct o2c_compartment *compartment, const struct o2c_tracepoint *request)
 {
 	const struct kind *kind = find_kind(request->name);
@@ -243,32 +240,22 @@ int o2c_hook_add(struct o2c_compartment *compartment, const struct o2c_tracepoin
 	return 0;
 }
 
-/* From here on hooks see what is freed. */
-void o2c_hooks_begin(struct o2c_compartment *compartment)
-{
-	u32 i;
-
-	for (i = 0; i < compartment->hook_count; i++)
-		smp_store_release(&compartment->hooks[i]->live, true);
-}
-
 /* Takes all hooks away; nobody is in one of them afterwards. */
 void o2c_hooks_end(struct o2c_compartment *compartment)
 {
 	u32 i;
 
-	if (!compartment->hook_count)
-		return;
 	for (i = 0; i < compartment->hook_count; i++) {
 		struct o2c_hook *hook = compartment->hooks[i];
 
-		smp_store_release(&hook->live, false);
 		tracepoint_probe_unregister(hook->point, hook->kind->probe, hook);
 	}
-	tracepoint_synchronize_unregister();
+	if (compartment->hook_count)
+		tracepoint_synchronize_unregister();
 	for (i = 0; i < compartment->hook_count; i++)
 		let_go(compartment->hooks[i]);
 	kvfree(compartment->hooks);
 	compartment->hooks = NULL;
 	compartment->hook_count = 0;
+	compartment->hook_room = 0;
 }

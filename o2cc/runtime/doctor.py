@@ -126,7 +126,9 @@ def _findings(facts: Facts) -> Iterator[Finding]:
     if facts.optimization is None:
         yield Finding(note, "probe optimization", "not in this kernel: each check costs a breakpoint")
     elif not facts.optimization and facts.optimization_held:
-        yield Finding(note, "probe optimization", "off while a policy is loaded that only reports")
+        yield Finding(
+            note, "probe optimization", "off while a policy is loaded that only reports, through perf"
+        )
     elif not facts.optimization:
         yield Finding(
             note,

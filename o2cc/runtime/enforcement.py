@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from o2cc.bpf.info import HeapInfo, HookInfo, ObjectInfo, SiteInfo
@@ -38,7 +38,7 @@ from o2cc.runtime.progress import Progress
 from o2cc.runtime.running_kernel import Symbols
 from o2cc.runtime.state import Failure
 from o2cc.runtime.tables import initial_rows, table
-from o2cc.runtime.tracepoints import Tracepoint, tracepoints
+from o2cc.runtime.tracepoints import tracepoints
 
 NEEDS_MODULE = frozenset({"deny", "panic", "strict probes", "private heap"})
 UNSUPPORTED = frozenset({"private stack", "on missed deny", "on missed panic"})
@@ -121,24 +121,6 @@ class HeapRequest:
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """The hooks for o2c.ko to attach, and the ids of the object's data maps by section."""
-
-    probes: tuple[PlacedHook, ...] = ()
-    tracepoints: tuple[Tracepoint, ...] = ()
-    maps: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def served(self) -> frozenset[str]:
-        """Their names: nobody else attaches these."""
-        return frozenset(hook.name for hook in self.all)
-
-    @property
-    def all(self) -> tuple[HookInfo, ...]:
-        return (*(item.hook for item in self.tracepoints), *(item.hook for item in self.probes))
-
-
-@dataclass(frozen=True)
 class PlacedHook:
     """A hook with the address of the breakpoint that serves it."""
 
@@ -157,27 +139,30 @@ def build_help() -> tuple[str, ...]:
 
 
 def can_observe(device: Path = kernel_module.DEVICE) -> bool:
-    """Whether o2c.ko can attach what only reports: it is there, and so is the kernel's text, which it is given to compare."""
+    """Whether o2c.ko can attach what only reports: it is there, of this version, and the kernel's text can be read."""
     if not kernel_module.available(device):
         return False
     try:
-        with KernelText():
+        with Enforcer(device), KernelText():
             return True
-    except OSError:
+    except (EnforcerError, OSError):
         return False
 
 
-def require_module(needs: Needs, info: ObjectInfo, device: Path = kernel_module.DEVICE) -> None:
-    """Raises DiagnosticError (O2C0830) when o2c.ko is needed and not there."""
-    if needs.module and not kernel_module.available(device):
+def require_module(
+    needs: Needs, info: ObjectInfo, device: Path = kernel_module.DEVICE, *, unwanted: bool = False
+) -> None:
+    """Raises DiagnosticError (O2C0830) when o2c.ko is needed and not there, or ``unwanted`` by name."""
+    if needs.module and (unwanted or not kernel_module.available(device)):
+        absent = "`--perf` goes without it" if unwanted else "it is not loaded"
         asked = ", ".join(f"`{name}`" for name in sorted(needs.module))
         place = () if info.heap is None else (f"`heap private` is at {info.heap.file}:{info.heap.line}",)
         weaker = "" if info.heap is None else ", and the heap is tracked"
         raise DiagnosticError(
             error(
                 "O2C0830",
-                f"this policy says {asked}, which takes the kernel module o2c.ko, and it is not loaded",
-                notes=(*place, *build_help()),
+                f"this policy says {asked}, which takes the kernel module o2c.ko, and {absent}",
+                notes=place if unwanted else (*place, *build_help()),
                 help=f"or accept by name that violations are not prevented{weaker}: `--degrade report` or "
                 "`--degrade kill`",
             )
@@ -244,12 +229,6 @@ def place_hooks(hooks: Sequence[HookInfo], symbols: Symbols, text: KernelText) -
     return found
 
 
-def tracepoint_hooks(info: ObjectInfo, device: Path = kernel_module.DEVICE) -> tuple[Tracepoint, ...]:
-    """The hooks at tracepoints that o2c.ko is to attach; none if it is of a build that cannot.  Raises EnforcerError."""
-    with Enforcer(device) as enforcer:
-        return tracepoints(info) if Feature.TRACEPOINT in enforcer.features else ()
-
-
 def describe(placed: Placed, program: int) -> tuple[Site, Failure | None]:
     """How o2c.ko is to attach a site, and why it only reports there (None: it denies, or has nothing to deny)."""
     site = placed.site
@@ -266,32 +245,52 @@ def describe(placed: Placed, program: int) -> tuple[Site, Failure | None]:
         return observed(placed, program), failure(site, str(problem))
 
 
+def _programs(enforcer: Enforcer, names: Collection[str], programs: Mapping[str, Program]) -> dict[str, int]:
+    return {name: enforcer.program(programs[name].descriptor) for name in sorted(names)}
+
+
+def attach_tracepoints(
+    enforcer: Enforcer, info: ObjectInfo, programs: Mapping[str, Program], maps: Mapping[str, int]
+) -> frozenset[str]:
+    """Put the hooks at tracepoints in force; their names.  None if o2c.ko is of a build that cannot.
+
+    ``maps``: the ids of the object's maps by section.  Raises EnforcerError.
+    """
+    if Feature.TRACEPOINT not in enforcer.features:
+        return frozenset()
+    wanted = tracepoints(info)
+    indices = _programs(enforcer, {item.hook.program for item in wanted}, programs)
+    for at in wanted:
+        number = maps[at.section] if at.section else 0
+        enforcer.tracepoint(
+            at.hook.target, indices[at.hook.program], map=number, offset=at.offset, value=at.value
+        )
+    return frozenset(item.hook.name for item in wanted)
+
+
 def attach(
     enforcer: Enforcer,
     placed: Sequence[Placed],
     programs: Mapping[str, Program],
     progress: Progress,
     private: HeapRequest | None = None,
-    hooks: Hooks | None = None,
+    hooks: Sequence[PlacedHook] = (),
 ) -> Enforced:
-    """Attach every hook and every site, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch, or makes no
-    heap, or does not attach a hook."""
-    hooks = hooks if hooks is not None else Hooks()
-    wanted = {item.site.program for item in placed}
-    wanted |= {hook.program for hook in hooks.all}
-    indices = {name: enforcer.program(programs[name].descriptor) for name in sorted(wanted)}
-    for at in hooks.tracepoints:
-        number = hooks.maps[at.section] if at.section else 0
-        enforcer.tracepoint(
-            at.hook.target, indices[at.hook.program], map=number, offset=at.offset, value=at.value
-        )
-    if hooks.probes:
+    """Attach every site, and the hooks at functions, inert.  Raises EnforcerError when o2c.ko takes no programs or no batch,
+    or makes no heap, or does not attach a hook."""
+    indices = _programs(enforcer, {item.site.program for item in placed}, programs)
+    hook_indices = _programs(enforcer, {item.hook.program for item in hooks}, programs)
+    if hooks:
         enforcer.attach(
             [
                 Site(
-                    item.address, HOOK_COOKIE + number, indices[item.hook.program], Kind.ENTRY, Action.REPORT
+                    item.address,
+                    HOOK_COOKIE + number,
+                    hook_indices[item.hook.program],
+                    Kind.ENTRY,
+                    Action.REPORT,
                 )
-                for number, item in enumerate(hooks.probes)
+                for number, item in enumerate(hooks)
             ]
         )
     not_private: tuple[Failure, ...] = ()
@@ -397,12 +396,14 @@ def drain(name: str, patience: float, progress: Progress, device: Path = kernel_
         )
 
 
-def refused(problem: EnforcerError) -> DiagnosticError:
-    """A refusal of o2c.ko as a diagnostic (O2C0831)."""
+def refused(problem: EnforcerError, *, prevents: bool = True) -> DiagnosticError:
+    """A refusal of o2c.ko as a diagnostic (O2C0831); what it does not have to prevent, perf can attach."""
     return DiagnosticError(
         error(
             "O2C0831",
             f"o2c.ko refused: {problem}",
-            help="`o2c doctor` says what this kernel can enforce",
+            help="`o2c doctor` says what this kernel can enforce"
+            if prevents
+            else "`o2c load --perf` attaches what only reports without it",
         )
     )

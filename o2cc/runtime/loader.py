@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def load(
         )
     use: enforcement.Use | None = None
     if needs.module and chosen.degrade is None:
-        enforcement.require_module(needs, info)
+        enforcement.require_module(needs, info, unwanted=chosen.perf)
         use = enforcement.Use(needs, prevents=True)
     elif not chosen.perf and not chosen.optimize and enforcement.can_observe():
         use = enforcement.Use(needs, prevents=False)
@@ -154,7 +154,7 @@ def _load(
         # runs before that: what is taken back goes as slowly as at unloading
         undo.callback(_silence, info, directory / "maps")
         try:
-            with BpfObject(image) as loaded:
+            with BpfObject(image) as loaded, ExitStack() as meanwhile:
                 progress("verify", 0, len(programs_wanted))
                 loaded.load(lambda name: name in programs_wanted)
                 progress("verify", len(programs_wanted), len(programs_wanted))
@@ -163,18 +163,41 @@ def _load(
                     kernel_calls.pin(descriptor, directory / "maps" / name.replace(".", "_"))
                 programs = loaded.programs()
                 phases.hold(info, directory / "maps")
-                hooks = _hooks_of_module(info, use, names.kernel, loaded.maps())
-                _run_hooks(info, programs)
-                for hook in info.hooks:
-                    if hook.kind != "syscall" and hook.name not in hooks.served:
-                        _attach_hook(hook, programs, directory / "links", names.kernel)
-                observed: tuple[state.Failure, ...] = ()
-                not_private: tuple[state.Failure, ...] = ()
+                enforcer: Enforcer | None = None
+                at_functions: Sequence[enforcement.PlacedHook] = ()
+                at_tracepoints: frozenset[str] = frozenset()
                 if use is not None:
                     undo.callback(enforcement.remove, info.name)
+                    enforcer = meanwhile.enter_context(_module(info, use))
+                    ids = {name: kernel_calls.map_id(number) for name, number in loaded.maps().items()}
+                    at_tracepoints = enforcement.attach_tracepoints(enforcer, info, programs, ids)
+                    at_functions = _hooks_of_module(info, use, names.kernel)
+                for hook in info.hooks:
+                    if hook.kind != "syscall" and hook.name not in at_tracepoints:
+                        link = _attach_hook(hook, programs, names.kernel)
+                        if hook in [item.hook for item in at_functions]:
+                            meanwhile.callback(os.close, link)  # until o2c.ko's own is in force
+                        else:
+                            kernel_calls.pin(link, directory / "links" / hook.name)
+                            os.close(link)
+                # whatever it notes, somebody sees the end of
+                _run_hooks(info, programs)
+                observed: tuple[state.Failure, ...] = ()
+                not_private: tuple[state.Failure, ...] = ()
+                if use is not None and enforcer is not None:
                     shadow = kernel_calls.map_id(loaded.maps()[heap.SHADOW_SECTION]) if private else 0
                     outcome = _enforce(
-                        data, info, planned, programs, use, options, progress, names.target, shadow, hooks
+                        enforcer,
+                        data,
+                        info,
+                        planned,
+                        programs,
+                        use,
+                        options,
+                        progress,
+                        names.target,
+                        shadow,
+                        at_functions,
                     )
                     observed, refused = outcome.observed, outcome.failures
                     not_private = outcome.not_private
@@ -245,31 +268,33 @@ def _warn_of_skipped_tracking(info: ObjectInfo, planned: Plan, options: LoadOpti
         )
 
 
-def _hooks_of_module(
-    info: ObjectInfo,
-    use: enforcement.Use | None,
-    symbols: running_kernel.Symbols,
-    maps: Mapping[str, int],
-) -> enforcement.Hooks:
-    """The hooks that o2c.ko attaches: those at tracepoints, and with breakpoints only those at functions, since a kprobe of perf
-    would keep the checks of what interrupts it from running."""
-    if use is None:
-        return enforcement.Hooks()
-    probes: Sequence[enforcement.PlacedHook] = ()
+@contextmanager
+def _module(info: ObjectInfo, use: enforcement.Use) -> Iterator[Enforcer]:
+    """O2c.ko, with an empty compartment; what is not committed is gone at the end.  Its refusals are diagnostics (O2C0831)."""
     try:
-        tracepoints = enforcement.tracepoint_hooks(info)
-        if use.strict:
-            with KernelText() as text:
-                probes = enforcement.place_hooks(info.hooks, symbols, text)
+        with Enforcer() as enforcer:
+            enforcement.create(enforcer, info, use)
+            yield enforcer
     except EnforcerError as problem:
-        raise enforcement.refused(problem) from None
+        raise enforcement.refused(problem, prevents=use.prevents) from None
+
+
+def _hooks_of_module(
+    info: ObjectInfo, use: enforcement.Use, symbols: running_kernel.Symbols
+) -> Sequence[enforcement.PlacedHook]:
+    """With breakpoints only: the hooks at functions that o2c.ko attaches.  A kprobe of perf would keep the checks of what
+    interrupts it from running."""
+    if not use.strict:
+        return ()
+    try:
+        with KernelText() as text:
+            return enforcement.place_hooks(info.hooks, symbols, text)
     except OSError:
-        pass  # refused soon (O2C0835)
-    ids = {item.section: kernel_calls.map_id(maps[item.section]) for item in tracepoints if item.section}
-    return enforcement.Hooks(tuple(probes), tracepoints, ids)
+        return ()  # refused soon (O2C0835)
 
 
 def _enforce(
+    enforcer: Enforcer,
     data: bytes,
     info: ObjectInfo,
     planned: Plan,
@@ -279,7 +304,7 @@ def _enforce(
     progress: Progress,
     symbols: running_kernel.Symbols,
     shadow: int,
-    hooks: enforcement.Hooks,
+    hooks: Sequence[enforcement.PlacedHook],
 ) -> enforcement.Enforced:
     private: enforcement.HeapRequest | None = None
     try:
@@ -298,24 +323,19 @@ def _enforce(
                 help="it needs root, CONFIG_PROC_KCORE, and no lockdown `confidentiality`",
             )
         ) from None
-    try:
-        with Enforcer() as enforcer:
-            enforcement.create(enforcer, info, use)
-            with running_kernel.KprobeOptimizationOff(keep=_others_only_report(info.name)):
-                outcome = enforcement.attach(enforcer, placed, programs, progress, private, hooks)
-            gaps = (*outcome.observed, *outcome.failures, *planned.failures, *outcome.not_private)
-            if use.prevents and gaps and not options.accept_gaps:
-                raise DiagnosticError(
-                    error(
-                        "O2C0832",
-                        f"a violation cannot be denied at {len(gaps)} of {len(placed)} places",
-                        notes=_listed(gaps),
-                        help="accept that by name: `--accept-gaps`; `o2c status` goes on showing them",
-                    )
-                )
-            enforcer.commit()
-    except EnforcerError as problem:
-        raise enforcement.refused(problem) from None
+    with running_kernel.KprobeOptimizationOff(keep=_others_only_report(info.name)):
+        outcome = enforcement.attach(enforcer, placed, programs, progress, private, hooks)
+    gaps = (*outcome.observed, *outcome.failures, *planned.failures, *outcome.not_private)
+    if use.prevents and gaps and not options.accept_gaps:
+        raise DiagnosticError(
+            error(
+                "O2C0832",
+                f"a violation cannot be denied at {len(gaps)} of {len(placed)} places",
+                notes=_listed(gaps),
+                help="accept that by name: `--accept-gaps`; `o2c status` goes on showing them",
+            )
+        )
+    enforcer.commit()
     return outcome
 
 
@@ -390,18 +410,14 @@ def _run_hooks(info: ObjectInfo, programs: Mapping[str, Program]) -> None:
             kernel_calls.run_program(programs[hook.program].descriptor)
 
 
-def _attach_hook(
-    hook: HookInfo, programs: Mapping[str, Program], directory: Path, symbols: running_kernel.Symbols
-) -> None:
+def _attach_hook(hook: HookInfo, programs: Mapping[str, Program], symbols: running_kernel.Symbols) -> int:
+    """The link.  Raises DiagnosticError (O2C0821)."""
     program = programs[hook.program]
     try:
         if hook.kind == "raw_tracepoint":
-            link = kernel_calls.open_raw_tracepoint(program.descriptor, hook.target)
-        else:
-            address = symbols.addresses.get(hook.target, 0)
-            link = _probe(program, address, on_return=hook.kind == "kretprobe", cookie=0)
-        kernel_calls.pin(link, directory / hook.name)
-        os.close(link)
+            return kernel_calls.open_raw_tracepoint(program.descriptor, hook.target)
+        address = symbols.addresses.get(hook.target, 0)
+        return _probe(program, address, on_return=hook.kind == "kretprobe", cookie=0)
     except OSError as problem:
         raise DiagnosticError(
             error(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from o2cc.bpf.info import HookInfo
+from o2cc.bpf.info import HookInfo, TableInfo
 from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import enforcement
 from o2cc.runtime.enforcer import Enforcer
@@ -32,7 +32,6 @@ from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import Program
 from o2cc.runtime.plan import Attachment
 from o2cc.runtime.running_kernel import Symbols
-from o2cc.runtime.tracepoints import Tracepoint
 from tests.unit.runtime.made import info, site
 
 STORE = bytes.fromhex("48895618") + bytes([0x90] * 8)
@@ -46,6 +45,7 @@ class StandIn:
         self.never, self.not_denied = never, not_denied
         self.programs: list[int] = []
         self.sites: list[Site] = []
+        self.features = Feature.TRACEPOINT
         self.hooks: list[tuple[str, int, dict[str, int], int]] = []
 
     def tracepoint(self, name: str, program: int, **words: int) -> None:
@@ -168,7 +168,7 @@ def test_a_hook_of_the_kernel_is_served_by_a_breakpoint_where_ftrace_has_a_place
         [placed(0)],
         PROGRAMS,
         lambda stage, done, total: None,
-        hooks=enforcement.Hooks(probes=tuple(found)),
+        hooks=found,
     )
     assert [(one.kind, one.address, given.programs[one.program]) for one in given.sites] == [
         (Kind.ENTRY, 0x2009, 8),
@@ -177,24 +177,24 @@ def test_a_hook_of_the_kernel_is_served_by_a_breakpoint_where_ftrace_has_a_place
     assert given.sites[0].cookie >= enforcement.HOOK_COOKIE
 
 
-def test_hooks_at_tracepoints_are_there_before_any_site() -> None:
-    """Catches checks that note what is freed unseen; and a hook of o2c.ko's that would get a link as well."""
-    hooks = enforcement.Hooks(
-        tracepoints=(
-            Tracepoint(HookInfo("freed", "raw_tracepoint", "kfree", "other"), ".data", 64, 0),
-            Tracepoint(HookInfo("gone", "raw_tracepoint", "percpu_free_percpu", "other")),
+def test_hooks_at_tracepoints_are_told_by_name_so_that_nobody_else_attaches_them() -> None:
+    described = replace(
+        info(tables=(TableInfo("known_objects", ".data", 64, 4, 65536, (("count", 0, 4),)),)),
+        hooks=(
+            HookInfo("o2c_kfree", "raw_tracepoint", "kfree", "other"),
+            HookInfo("o2c_percpu_free", "raw_tracepoint", "percpu_free_percpu", "other"),
+            HookInfo("o2c_bulk_free", "kprobe", "kmem_cache_free_bulk", "other"),
         ),
-        maps={".data": 17},
     )
-    assert hooks.served == {"freed", "gone"}
     given = StandIn()
-    enforcement.attach(
-        cast("Enforcer", given), [placed(0)], PROGRAMS, lambda stage, done, total: None, hooks=hooks
-    )
-    other = given.programs.index(8)
+    for features, names in ((Feature.TRACEPOINT, {"o2c_kfree", "o2c_percpu_free"}), (Feature(0), set())):
+        given.features = features
+        served = enforcement.attach_tracepoints(cast("Enforcer", given), described, PROGRAMS, {".data": 17})
+        assert served == names
+    assert given.programs == [8]
     assert given.hooks == [
-        ("kfree", other, {"map": 17, "offset": 64, "value": 0}, 0),
-        ("percpu_free_percpu", other, {"map": 0, "offset": 0, "value": 0}, 0),
+        ("kfree", 0, {"map": 17, "offset": 64, "value": 0}, 0),
+        ("percpu_free_percpu", 0, {"map": 0, "offset": 0, "value": 0}, 0),
     ]
 
 

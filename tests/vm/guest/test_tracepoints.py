@@ -110,7 +110,7 @@ def test_a_free_by_an_interrupt_inside_the_hook_is_seen(forms: Forms, verdicts: 
     hook.close()
 
 
-def test_hooks_run_from_commit_to_the_end(forms: Forms, verdicts: Verdicts) -> None:
+def test_hooks_run_from_the_first_moment_to_the_end(forms: Forms, verdicts: Verdicts) -> None:
     with counting() as counter:
         with Enforcer() as enforcer:
             enforcer.create("hooks")
@@ -118,7 +118,7 @@ def test_hooks_run_from_commit_to_the_end(forms: Forms, verdicts: Verdicts) -> N
             pointer = new(forms)
             counter.begin(pointer)
             kfree(forms, pointer)
-            assert counter.runs == 0
+            assert counter.seen == 1, "what the loader notes can be freed while sites are being attached"
             commit(enforcer, forms, verdicts)
             assert enforcer.info().tracepoints == 1
             pointer = new(forms)
