@@ -211,15 +211,15 @@ def o2cc(
     reporter.extend(compiled.diagnostics)
     if reporter.has_errors:
         return EXIT_CLEAN  # the reporter turns it into 1
-    made: dict[str, bytes] = {}
+    made: dict[str, bytes | str] = {}
     if target is not None:
         made[target] = compiled.output
     if stats is not None:
-        made[stats] = (json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n").encode()
+        made[stats] = json.dumps(compiled.stats, indent=2, sort_keys=True) + "\n"
     # files last: where something else cannot be written there shall be none
     for name in sorted(made, key=_is_file):
         if name == STANDARD_STREAM:
-            sys.stdout.buffer.write(made[name])
+            click.echo(made[name], nl=False)
         else:
             write_atomic(name, made[name])
     return EXIT_CLEAN
