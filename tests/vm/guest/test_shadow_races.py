@@ -145,6 +145,9 @@ def race(
     return Outcome(held, got_early, written)
 
 
+# Not by default: behind test_sctp_confined on 6.12 the heap gave nothing back for 20 s, probably since thousands of perf's probes
+# were still being removed, each with a grace period of its own.
+@pytest.mark.full
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a race needs two processors")
 @pytest.mark.parametrize(
     ("mode", "context"),
