@@ -43,7 +43,8 @@ class LoadOptions:
     turn the probes of a policy that only reports into jumps.  A soft interrupt inside such a probe then finds a BPF
     program active and its own probes are skipped (kernel/trace/bpf_trace.c trace_call_bpf, 6.1): what it allocates is
     not tracked, and proper use is reported.  Without it probe optimization is off in the whole kernel while such a
-    policy is loaded, unless o2c.ko attaches them, which it does where it is loaded.  ``perf``: o2c.ko is not to.  ``warn`` is told what the engineer should know."""
+    policy is loaded, unless o2c.ko attaches them, which it does where it is loaded.  ``perf``: o2c.ko is not to.
+    ``warn`` is told what the engineer should know."""
 
     wanted: Callable[[SiteInfo], bool] = lambda site: True
     degrade: str | None = None
@@ -475,7 +476,8 @@ def unload(
     so that what is tracked stays exact while checks run; and they say nothing any more, since a kernel takes minutes to take
     thousands of perf's probes away (6.12: each waits for a grace period of its own).
 
-    Raises DiagnosticError: O2C0802 when nothing of that name is there, O2C0806 when another process is at it, O2C0839 when private objects are still in use.
+    Raises DiagnosticError: O2C0802 when nothing of that name is there, O2C0806 when another process is at it, O2C0839 when
+    private objects are still in use.
     """
     state.check_name(name)
     directory = state.pins(name)
