@@ -19,9 +19,8 @@ are attached, to keep turns short: probes in code that does not run cost nothing
 Beside it a peer: programs that do nothing (`empty`), at the same places, attached in the same way.  What these cost the kernel
 takes for calling them, whatever they are; the rest is ours.
 
-The VM's clocks count executed instructions (QEMU's -icount; not on 6.1, which does not boot so), so that what else the host
-does changes nothing: the figures are instructions, in millions, of one run of a loop, and no times.  With `--time`, and on 6.1,
-they are times in milliseconds.  The loops take turns run by run, on one processor, and what counts is the median.  `transition/`,
+The VM's clocks count executed instructions (QEMU's -icount), so that what else the host does changes nothing: the figures
+are instructions, in millions, of one run of a loop, and no times.  With `--time` they are times in milliseconds.  The loops take turns run by run, on one processor, and what counts is the median.  `transition/`,
 `final/` and `empty/` are ratios to the turns without any; `noise` is the lowest and the highest ratio of one turn without to all
 of them.  A ratio is within noise when it lies between these.  `all` is the geometric mean of the loops' ratios.
 """

@@ -162,6 +162,8 @@ def run(
                     on_output(text)
                 if poll:
                     poll()
+                if count_instructions and booted is None:
+                    _take_turns(process)
                 if ended:
                     break
                 if time.monotonic() > deadline:
@@ -341,6 +343,21 @@ def _ask_what_it_waits_for(process: subprocess.Popen[bytes], console: Path) -> N
     while time.monotonic() < end and size != (size := console.stat().st_size if console.exists() else 0):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(2)
+
+
+def _take_turns(process: subprocess.Popen[bytes]) -> None:
+    """Have a guest's processors, of which QEMU's -icount emulates one at a time, take turns.
+
+    Until 8.1 QEMU lets the first one run up to the next timer, and the others in what it leaves over: nothing, unless it
+    halts or pauses (icount_get_limit(), accel/tcg/tcg-accel-ops-icount.c, 7.2; icount_percpu_budget() came with 8.1). While 6.1
+    starts a second processor the first only looks whether it is there (do_boot_cpu(), arch/x86/kernel/smpboot.c; 6.12 sleeps),
+    and would for ever. A machine that is stopped for a moment goes on with the other processor. Later all waiting halts or
+    pauses, so that this ends with the boot, and nothing that the command counts depends on the host's time.
+    """
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # QEMU has ended by itself
+        process.stdin.write(b"stop\ncont\n")
+        process.stdin.flush()
 
 
 def _read(path: Path) -> str:

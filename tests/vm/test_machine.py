@@ -60,3 +60,25 @@ def test_time_limit_kills_the_machine(image: Kernel, tmp_path: Path) -> None:
     at = outcome.kernel_log.index("--- processors at the timeout ---")
     assert outcome.kernel_log[at + 1] == "CPU#0"
     assert not running(tmp_path)
+
+
+def test_both_processors_count_instructions(
+    image: Kernel, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A loop costs what it costs, whatever the host does meanwhile; 6.1 does not get so far by itself."""
+    if not request.config.getoption("--full"):
+        pytest.skip("only with --full: benchmarks alone count")
+    script = "getconf _NPROCESSORS_ONLN; exec taskset -c 0 python3 -c '" + "; ".join(
+        (
+            "from time import perf_counter_ns as now",
+            "costs = [-now() + (sum(range(10**6)) and now()) for _ in range(9)]",
+            "print(min(costs), max(costs))",
+        )
+    )
+    outcome = run(
+        image, ["sh", "-c", script + "'"], results=tmp_path / "r", timeout=200, count_instructions=True
+    )
+    assert outcome.ok
+    online, least, most = (int(word) for word in outcome.output.split())
+    assert online == 2
+    assert 5_000_000 < least <= most < 1.2 * least
