@@ -173,6 +173,11 @@ int o2c_text_hold(unsigned long address);
 void o2c_text_release(unsigned long address);
 bool o2c_text_restored(unsigned long address);
 
+/* lookup.c: what the kernel asks for at each instruction while sites are attached */
+bool o2c_lookup_begin(void);
+void o2c_lookup_prepare(unsigned long address);
+void o2c_lookup_end(void);
+
 /* target.c */
 struct module *o2c_module_by_name(const char *name);
 int o2c_module_by_address(unsigned long address, struct module **out);

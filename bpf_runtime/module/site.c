@@ -12,6 +12,7 @@
 
 #define UNREGISTER_BATCH 256
 #define RETURN_INSTANCES 64
+#define REMEMBER_FROM 8		/* sites in a batch; placing the probe at the look-up costs about as much as a few sites */
 
 static bool is_observed(u8 kind)
 {
@@ -278,7 +279,7 @@ static int place(struct o2c_probe *probe, u32 *reason)
 }
 
 static int attach_one(struct o2c_compartment *compartment, const struct o2c_site *site,
-		      struct o2c_result *result)
+		      struct o2c_result *result, bool remember)
 {
 	struct o2c_probe *probe;
 	int ret;
@@ -322,6 +323,8 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 	probe->is_return = site->kind == O2C_KIND_RETURN && !site->displacement;
 	probe->index = compartment->site_count;
 	choose_mode(compartment, probe, site);
+	if (remember)
+		o2c_lookup_prepare(probe->address);
 	ret = o2c_text_hold(probe->address);
 	if (ret)
 		goto fail;
@@ -413,6 +416,7 @@ int o2c_attach(struct o2c_compartment *compartment, struct o2c_attach *request)
 	struct o2c_result __user *results = u64_to_user_ptr(request->results);
 	u32 before = compartment->site_count;
 	struct o2c_site site;
+	bool remember;
 	int ret = 0;
 	u32 i;
 
@@ -424,6 +428,7 @@ int o2c_attach(struct o2c_compartment *compartment, struct o2c_attach *request)
 	if (request->site_size != sizeof(site) || request->flags & ~O2C_ATTACH_BEST_EFFORT ||
 	    !request->count || request->count > O2C_MAX_BATCH)
 		return -EINVAL;
+	remember = request->count >= REMEMBER_FROM && o2c_lookup_begin();
 	for (i = 0; i < request->count; i++) {
 		struct o2c_result result = { .index = ~0U };
 
@@ -435,7 +440,7 @@ int o2c_attach(struct o2c_compartment *compartment, struct o2c_attach *request)
 			ret = -EINTR;
 			break;
 		}
-		result.error = attach_one(compartment, &site, &result);
+		result.error = attach_one(compartment, &site, &result, remember);
 		if (result.error && request->failed == ~0U) {
 			request->failed = i;
 			request->reason = result.reason;
@@ -451,6 +456,8 @@ int o2c_attach(struct o2c_compartment *compartment, struct o2c_attach *request)
 		request->attached += !result.error;
 		cond_resched();
 	}
+	if (remember)
+		o2c_lookup_end();
 	if (ret) {
 		o2c_unregister(compartment, before);
 		request->attached = 0;
