@@ -12,9 +12,10 @@ ways, in turns, twice each in one boot, each way detached before the next:
     report     `o2c load` of the same: by address, through o2c.ko, in batches, breakpoints
     deny       `o2c load` of the policy that denies: by address, through o2c.ko, in batches, then optimized
 
-The VM's clocks count executed instructions (QEMU's -icount): times are those of a machine that executes one instruction
-a nanosecond, and what else the host does changes nothing.  `ms a site` is the time in which the sites are attached, divided by their number; the way `whole` counts all from the
-last program's verification to the end of `o2c load` instead: hooks, pins, the comparison of code, the commit.
+The VM's clocks count executed instructions where the kernel boots so (QEMU's -icount): times are those of a machine that
+executes one instruction a nanosecond, and what else the host does changes nothing.  `ms a site` is the time in which the
+sites are attached, divided by their number; `whole` counts all from the last program's verification to the end of
+`o2c load` instead: hooks, pins, the comparison of code, the commit.
 Verification itself is in none of them.
 """
 
