@@ -9,31 +9,44 @@ Boots a VM (see benchmarks/vm.py) and runs these loops in one thread, in turns w
     file        open a file in memory, read a page and close: allocates and frees in the kernel
     pipe        make a pipe, 1 byte through it, close it: allocates and frees pages as well
     tcp small   256 bytes there and back over a loopback connection: packets are allocated and freed
-    tcp bulk    64 KiB over the same connection
+    tcp bulk    64 KiB over the same connection, each time from and to another place in the process
     tcp open    connect, accept and close
+    map         map 20 areas of memory, and take them away: what the kernel's tree of areas needs goes by kmem_cache_free_bulk,
+                where a hook is a probe (40 times on 6.1, 5 on 6.12)
+    process     start a program that ends at once, and wait (the same 13 times on 6.1, hardly on 6.12)
 
 The policy denies, through o2c.ko, with a tracked heap: its hooks run at every kfree, kmem_cache_free and freed page of
 the whole system, and while its transition lasts at every new page, which is what it can cost outside.  Of its sites only 20
 are attached, to keep turns short: probes in code that does not run cost nothing.
 
-Beside it a peer: programs that do nothing (`empty`), at the same places, attached in the same way.  What these cost the kernel
-takes for calling them, whatever they are; the rest is ours.
+`report` and `perf` are the policy that only reports, in the final phase: through o2c.ko, and as `o2c load --perf` attaches it, which
+leaves its hooks to the kernel, as for any BPF program.
+
+Beside them a peer: programs that do nothing (`empty`), at the same places as those of the policy that denies, attached as by `--perf`.
+What these cost the kernel takes for calling them, whatever they are; the rest is ours.
 
 The VM's clocks count executed instructions (QEMU's -icount), so that what else the host does changes nothing: the figures
-are instructions, in millions, of one run of a loop, and no times.  With `--time` they are times in milliseconds.  The loops take turns run by run, on one processor, and what counts is the median.  `transition/`,
-`final/` and `empty/` are ratios to the turns without any; `noise` is the lowest and the highest ratio of one turn without to all
-of them.  A ratio is within noise when it lies between these.  `all` is the geometric mean of the loops' ratios.
+are instructions, in millions, of one run of a loop, and no times.  With `--time` they are times in milliseconds.  The loops
+take turns run by run, on one processor, and what counts is the median.  `transition/` and so on are ratios to the turns without
+any; `noise` is the lowest and the highest ratio of one turn without to all of them.  A ratio is within noise when it lies
+between these.  `all` is the geometric mean of the loops' ratios.
+
+Times are the emulator's: where a page that is copied from and one that is copied to share an entry of its address cache, each byte
+of the copy is several times as slow, as long as both pages stay what they are.  Hence the changing places of `tcp bulk`.
 """
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import socket
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 
 from benchmarks import vm
 from o2cc.bpf.emit import emit_object
@@ -46,13 +59,15 @@ from o2cc.runtime.libbpf import BpfObject
 from o2cc.runtime.loader import LoadOptions
 from scripts.fetch_kernels import Kernel
 
-KINDS = ("transition", "final", "empty")
+KINDS = ("transition", "final", "report", "perf", "empty")
 TURNS = tuple(turn for kind in KINDS for turn in ("without", kind)) * 2 + ("without",)
 SAMPLES = 40  # of each loop in a turn
 SITES = 20
 Times = dict[str, list[float]]
 _SMALL = bytes(256)
-_BULK = bytes(65536)
+_BULK = 65536
+_PROGRAM = "/run/o2c/busybox"  # without libraries
+_PLACES = 32  # of 64 KiB in the process
 
 
 def _getppid() -> None:
@@ -82,16 +97,31 @@ def _there_and_back(ends: tuple[socket.socket, socket.socket]) -> None:
         ends[0].recv(len(_SMALL), socket.MSG_WAITALL)
 
 
-def _bulk(ends: tuple[socket.socket, socket.socket]) -> None:
+def _bulk(ends: tuple[socket.socket, socket.socket], places: Iterator[memoryview]) -> None:
     for _ in range(8):
-        ends[0].sendall(_BULK)
-        ends[1].recv(len(_BULK), socket.MSG_WAITALL)
+        ends[0].sendall(next(places))
+        ends[1].recv_into(next(places), _BULK, socket.MSG_WAITALL)
+
+
+def _places() -> Iterator[memoryview]:
+    """Room for a bulk, again and again; all of it is there from the beginning.  Odd, so that each place both sends and receives."""
+    room = memoryview(bytearray(_BULK * (_PLACES + 1)))
+    return itertools.cycle([room[start : start + _BULK] for start in range(0, len(room), _BULK)])
 
 
 def _open(listener: socket.socket) -> None:
     for _ in range(2):
         with socket.create_connection(listener.getsockname()):
             listener.accept()[0].close()
+
+
+def _map() -> None:
+    for area in [mmap.mmap(-1, mmap.PAGESIZE * (1 + number % 3)) for number in range(20)]:
+        area.close()
+
+
+def _process() -> None:
+    os.waitpid(os.posix_spawn(_PROGRAM, [_PROGRAM, "true"], {}), 0)
 
 
 @contextmanager
@@ -104,6 +134,7 @@ def loops() -> Iterator[Mapping[str, Callable[[], None]]]:
             file.write(bytes(4096))
             file.flush()
             ends = first, second
+            places = _places()
             for end in ends:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
@@ -113,15 +144,21 @@ def loops() -> Iterator[Mapping[str, Callable[[], None]]]:
                 "file": lambda: _file(file.name),
                 "pipe": _pipe,
                 "tcp small": lambda: _there_and_back(ends),
-                "tcp bulk": lambda: _bulk(ends),
+                "tcp bulk": lambda: _bulk(ends, places),
                 "tcp open": lambda: _open(listener),
+                "map": _map,
+                "process": _process,
             }
 
 
 def objects(kernel: Kernel) -> Mapping[str, bytes]:
-    """The policy, and programs at the places of its hooks that do nothing."""
+    """The policies, and programs at the places of the denying one's hooks that do nothing."""
     policy = vm.denying(kernel)
-    return {"deny": policy, "empty": empty(read(policy).hooks)}
+    return {
+        "deny": policy,
+        "report": vm.reporting(kernel, Layout.SHAPE),
+        "empty": empty(read(policy).hooks),
+    }
 
 
 def empty(hooks: Sequence[HookInfo]) -> bytes:
@@ -157,18 +194,34 @@ def attached(data: bytes) -> Iterator[None]:
 
 
 @contextmanager
-def in_force(kind: str, options: LoadOptions) -> Iterator[None]:
+def loaded(data: bytes, phase: str, *, perf: bool = False) -> Iterator[None]:
+    """A policy is in force, with some of its stores."""
+    stores = sorted(site.number for site in read(data).sites if site.program and site.kind == "store")
+    wanted = {stores[index * len(stores) // SITES] for index in range(SITES)}
+    options = LoadOptions(wanted=lambda site: site.number in wanted, accept_gaps=True, perf=perf)
+    name = loader.load(data, options=options).name
+    phases.set_phase(name, phase)
+    yield
+    loader.unload(name)
+
+
+@contextmanager
+def without_probes() -> Iterator[None]:
+    """Nothing is: what the kernel takes away by and by is gone."""
+    while Path("/sys/kernel/debug/kprobes/list").read_text():
+        time.sleep(0.1)
+    yield
+
+
+def in_force(kind: str) -> AbstractContextManager[None]:
     """What a turn of that kind has."""
     if kind == "without":
-        yield
-    elif kind == "empty":
-        with attached(vm.guest_object("empty")):
-            yield
-    else:
-        name = loader.load(vm.guest_object("deny"), options=options).name
-        phases.set_phase(name, kind)
-        yield
-        loader.unload(name)
+        return without_probes()
+    if kind == "empty":
+        return attached(vm.guest_object("empty"))
+    if kind in ("report", "perf"):
+        return loaded(vm.guest_object("report"), "final", perf=kind == "perf")
+    return loaded(vm.guest_object("deny"), kind)
 
 
 def seconds(loop: Callable[[], None]) -> float:
@@ -180,15 +233,11 @@ def seconds(loop: Callable[[], None]) -> float:
 
 def guest() -> None:
     """Run the loops in turns, and print."""
-    data = vm.guest_object("deny")
-    sites = sorted(site.number for site in read(data).sites if site.program and site.kind == "store")
-    wanted = {sites[index * len(sites) // SITES] for index in range(SITES)}
-    options = LoadOptions(wanted=lambda site: site.number in wanted, accept_gaps=True)
     os.sched_setaffinity(0, {0})
     turns: list[tuple[str, Times]] = []
     with loops() as found:
         for kind in TURNS:
-            with in_force(kind, options):
+            with in_force(kind):
                 times: Times = {loop: [] for loop in found}
                 for _ in range(SAMPLES):
                     for loop, run in found.items():
