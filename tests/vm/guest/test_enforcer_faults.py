@@ -8,21 +8,40 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import count as counted
 from pathlib import Path
 
 import pytest
 
 from o2cc.runtime.enforcer import Enforcer
-from o2cc.runtime.enforcer_types import EnforcerError, Site
-from tests.vm.guest.enforcer_support import Forms, Shadow, Verdicts, load_module, start_state, text_of
+from o2cc.runtime.enforcer_types import Action, EnforcerError, Info, Kind, Site
+from o2cc.runtime.kernel_calls import count_maps, count_programs
+from tests.vm.guest.enforcer_support import (
+    Forms,
+    Shadow,
+    Verdicts,
+    load_module,
+    pin,
+    start_state,
+    text_of,
+    unload_module,
+)
 from tests.vm.guest.heap_support import OWNER, FormAlloc, Operation, allocate, give_heap, kernel_fields, load
+from tests.vm.guest.hook_support import Counter, object_row
 from tests.vm.guest.waiting import wait_until
 
 FAIL_NTH = Path("/proc/thread-self/fail-nth")
+KMEMLEAK = Path("/sys/kernel/debug/kmemleak")
+"""Unreferenced memory; only with ``kmemleak=on`` on the kernel's command line (``--append`` of tests.vm.machine)."""
+KMEMLEAK_AGE = 6  # seconds: what is younger than 5 is not reported (mm/kmemleak.c, 6.1)
 FAULTS = Path("/sys/kernel/debug")
 STORE = "mov_64"
+HOOKED = ("kfree", "kmem_cache_free", "mm_page_free", "mm_page_alloc", "percpu_free_percpu")
+MOST = 200  # allocations of one request
 # Most are those of sysfs, for each cache of the heap, over and over.
 COUNTS = (*range(1, 40), *range(40, 4000, 23))
 
@@ -142,3 +161,192 @@ if FAIL_NTH.exists():
             assert wait_until(lambda: OWNER not in shadow.values())
             assert shadow.owned() * 4096 == enforcer.heap_stats().bytes
         assert shadow.owned() == 0
+
+    @dataclass(frozen=True)
+    class Parts:
+        """What compartments with hooks are made of: a program for sites, and one for hooks that is pinned as well."""
+
+        forms: Forms
+        verdicts: Verdicts
+        counter: Counter
+        path: Path
+
+        def sites(self) -> list[Site]:
+            """A poison site, a skip site, a call, a breakpoint of ftrace's, and a return."""
+            form = self.forms.all[STORE]
+            plain = {"action": Action.REPORT, "code": b"", "base": 255, "size": 0, "displacement": 0}
+            return [
+                form.site(0),
+                *(self.forms.all[name].site(0) for name in ("add_32", "call_direct")),
+                form.site(0, 1000, kind=Kind.ENTRY, address=form.function, **plain),
+                form.site(0, 1001, kind=Kind.RETURN, address=form.function, **plain),
+            ]
+
+    def requests(parts: Parts, name: str) -> Mapping[str, Callable[[Enforcer], object]]:
+        """A load, request by request."""
+
+        def hook(point: str) -> Callable[[Enforcer], object]:
+            words = parts.counter.id if point == "kfree" else 0
+            return lambda enforcer: enforcer.tracepoint(point, 1, map=words)
+
+        return {
+            "create": lambda enforcer: enforcer.create(name, module="o2c_forms"),
+            "program": lambda enforcer: enforcer.program(parts.verdicts.program),
+            "program of hooks": lambda enforcer: enforcer.program(parts.counter.program),
+            "program by path": lambda enforcer: enforcer.program(parts.path),
+            **{f"tracepoint {point}": hook(point) for point in HOOKED},
+            "attach": lambda enforcer: enforcer.attach(parts.sites()),
+            "commit": lambda enforcer: enforcer.commit(),
+        }
+
+    def info_of(enforcer: Enforcer) -> Info | int:
+        """What there is, or the error's number: no compartment yet."""
+        try:
+            return enforcer.info()
+        except EnforcerError as error:
+            return error.errno
+
+    def with_a_fault(
+        faults: int, count: int, ask: Callable[[Enforcer], object], enforcer: Enforcer
+    ) -> tuple[bool, int]:
+        """Make a request whose allocation of that number fails; whether it had so many, and the request's error number."""
+        fail_nth(faults, count)
+        try:
+            ask(enforcer)
+        except EnforcerError as error:
+            has_failed(faults)
+            return True, error.errno
+        return has_failed(faults), 0
+
+    def seen(parts: Parts, counter: Counter) -> int:
+        """How often a hook sees a free at kfree."""
+        pointer = int(allocate(parts.forms, Operation.KERNEL, 64).result)
+        counter.begin(pointer, {object_row(pointer): 1})
+        allocate(parts.forms, Operation.KFREE, pointer=pointer)
+        return counter.seen
+
+    def denied(parts: Parts) -> bool:
+        form = parts.forms.all[STORE]
+        before, pointers = start_state(form)
+        return parts.forms.run(form, before, pointers).memory == before.memory
+
+    def references(module: str) -> int:
+        return int(Path(f"/sys/module/{module}/refcnt").read_text())
+
+    def in_use() -> tuple[int, ...]:
+        return (count_programs(), count_maps(), references("o2c"), references("o2c_forms"))
+
+    def assert_gone(parts: Parts, before: tuple[int, ...]) -> None:
+        assert wait_until(lambda: in_use() == before), (before, in_use())
+        assert wait_until(lambda: all(text_of(form) == form.code for form in parts.forms.all.values()))
+        assert not denied(parts)
+
+    @pytest.fixture
+    def parts(forms: Forms, verdicts: Verdicts) -> Iterator[Parts]:
+        verdicts.set(forms.all[STORE].number, 1)
+        counter = Counter(1)
+        path = Path("/sys/fs/bpf/o2c_faults")
+        pin(counter.program, path)
+        yield Parts(forms, verdicts, counter, path)
+        path.unlink()
+        counter.close()
+
+    @pytest.fixture
+    def nothing_leaks(forms: Forms) -> Iterator[None]:
+        """Afterwards o2c.ko goes, and nothing that it allocated is left, where the kernel tells (kmemleak)."""
+        watched = KMEMLEAK.exists()
+        try:
+            if watched:
+                KMEMLEAK.write_text("clear")
+        except OSError:  # switched off
+            watched = False
+        yield
+        if watched:
+            time.sleep(KMEMLEAK_AGE)
+            KMEMLEAK.write_text("scan")
+            report = KMEMLEAK.read_text()
+            assert "[o2c]" not in report, report
+        print(f"kmemleak {'on' if watched else 'off'}")
+        forms.close()
+        assert unload_module("o2c") == 0
+        load_module("o2c")
+        forms.open()
+
+    @pytest.mark.timeout(1800)
+    @pytest.mark.usefixtures("nothing_leaks")
+    @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another"])
+    def test_every_request_of_a_load_fails_whole(parts: Parts, faults: int, beside: bool) -> None:
+        """A request whose allocation fails has done nothing, and is done when it is made again."""
+        before = in_use()
+        failures = dict[str, int]()
+        with ExitStack() as stack:
+            other = Counter(1)
+            stack.callback(other.close)
+            if beside:  # its hooks are in the same arrays of the kernel
+                neighbour = stack.enter_context(Enforcer())
+                theirs = Parts(parts.forms, parts.verdicts, other, parts.path)
+                for ask in requests(theirs, "beside").values():
+                    ask(neighbour)
+            loading = requests(parts, "faults")
+            for failing in loading:
+                for count in counted(1):
+                    assert count < MOST, failing
+                    met = False
+                    with Enforcer() as enforcer:
+                        for request, ask in loading.items():
+                            if request == failing:
+                                old = info_of(enforcer)
+                                met, number = with_a_fault(faults, count, ask, enforcer)
+                                if not number:  # nothing failed that mattered
+                                    continue
+                                assert number == errno.ENOMEM, (request, count)
+                                assert info_of(enforcer) == old, (request, count)
+                                failures[request] = failures.get(request, 0) + 1
+                            ask(enforcer)
+                        assert seen(parts, parts.counter) == 1, (failing, count)
+                        assert denied(parts), (failing, count)
+                        assert enforcer.info().hits, (failing, count)
+                    assert seen(parts, parts.counter) == 0, (failing, count)
+                    if beside:
+                        assert seen(parts, other) == 1, (failing, count)
+                    if not met:
+                        break
+            assert set(failures) == set(loading), failures
+            print(failures)
+        assert_gone(parts, before)
+
+    @pytest.mark.timeout(900)
+    @pytest.mark.usefixtures("nothing_leaks")
+    @pytest.mark.parametrize("close", [False, True], ids=["detach", "close"])
+    def test_removing_survives_every_failed_allocation(parts: Parts, faults: int, close: bool) -> None:
+        """A hook beside another one is taken out by a new array; where there is no memory for it, it must not run all the same."""
+        before = in_use()
+        other = Counter(1)
+        theirs = Parts(parts.forms, parts.verdicts, other, parts.path)
+        with Enforcer() as neighbour:
+            for ask in requests(theirs, "beside").values():
+                ask(neighbour)
+            failed = 0
+            for count in counted(1):
+                assert count < MOST
+                with Enforcer() as enforcer:
+                    for ask in requests(parts, "faults").values():
+                        ask(enforcer)
+                    assert seen(parts, parts.counter) == 1
+                    fail_nth(faults, count)
+                    if close:
+                        enforcer.close()
+                    else:
+                        enforcer.detach()
+                    met = has_failed(faults)
+                assert seen(parts, parts.counter) == 0, count
+                assert seen(parts, other) == 1, count
+                if not met:
+                    break
+                failed += 1
+            print(failed)
+            assert failed >= len(HOOKED)
+            assert denied(parts)  # the neighbour's
+        assert seen(parts, other) == 0
+        other.close()
+        assert_gone(parts, before)
