@@ -246,13 +246,14 @@ class InstructionWriter(BodyWriter):
         self.assign(i.result, self.value(f"ptrtoint ptr {pointer} to i64"))
 
     def entry_load(self, i: nodes.EntryLoad) -> None:
-        """A field of an entry."""
-        self.assign(i.result, self.load(self.field(i.entry, i.map, i.field), 8))
+        """A field of an entry, read once and in its turn: another processor may write it meanwhile."""
+        address = self.field(i.entry, i.map, i.field)
+        self.assign(i.result, self.value(f"load volatile i64, ptr {address}, align 8"))
 
     def entry_store(self, i: nodes.EntryStore) -> None:
-        """Writes a field of an entry."""
+        """Writes a field of an entry, in its turn."""
         word = self.word(i.value)
-        self.add(f"store i64 {word}, ptr {self.field(i.entry, i.map, i.field)}, align 8")
+        self.add(f"store volatile i64 {word}, ptr {self.field(i.entry, i.map, i.field)}, align 8")
 
     def entry_add(self, i: nodes.EntryFetchAdd) -> None:
         """Adds to a field of an entry."""

@@ -20,6 +20,9 @@ What the verifier needs and LLVM does not know, done here:
   unset at the call, and the verifier refuses what happens to be in it.
 - An atomic addition whose result is used asks for more than `monotonic`: LLVM 22 then emits the fetching
   instruction; with `monotonic` it emits the plain one and takes the addend for the result.
+
+Loads and stores of an entry's fields are volatile, which is to other processors what READ_ONCE and WRITE_ONCE are in the kernel: LLVM
+keeps each, and their order, which readers rely on (library/ranges.ir).
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ FLAG_MET = 64
 """In map `objects`: a namespace whose pointers were followed."""
 NAMESPACE_LIMIT = 4096
 """Namespaces that are met at loading; the verifier wants a limit."""
+AT_END, ONWARDS, IN_MOTION = range(3)
+"""Where the walk over the namespaces is: through, at one, or at a node that is being taken out of the list."""
 NAMESPACE_RANGES = 131_072
 """Rows of map `ranges` (18 MiB) where counters of namespaces are tracked by 32 bytes: some 20 for SCTP's of each."""
 
@@ -130,20 +132,25 @@ def _of_namespaces(lowering: Lowering) -> Iterator[tuple[str, Grant, int | None]
 
 
 def _visit(lowering: Lowering, place: int) -> ir.Function:
-    """``visit_namespace(node)``: meets the namespace with that node (`place`: of its field) of the list of all; 0 at the list's end.
+    """``visit_namespace(node)``: meets the namespace with that node (`place`: of its field) of the list of all, and says how the
+    walk goes on: AT_END, ONWARDS or IN_MOTION.
 
     Nothing keeps a namespace from ending meanwhile.  So a node is followed while its neighbour leads to it: one that was taken out
-    has no neighbour behind it (include/linux/list.h list_del_rcu).  And only a slot of the namespaces' own cache is met: what was
-    freed and given to somebody else leads nowhere.
+    has no neighbour behind it (include/linux/list.h list_del_rcu).  For a moment the same is true of the one behind it, whose
+    neighbour is written first (__list_del): who walks cannot tell the two, and has to begin anew.  And only a slot of the
+    namespaces' own cache is met: what was freed and given to somebody else leads nowhere.
     """
     code = Builder()
     node = ir.Value("node")
-    linked, slab, met, onwards, unlinked = map(code.label, ("linked", "slab", "met", "onwards", "unlinked"))
+    inner, linked, slab, met, onwards, in_motion, at_end = map(
+        code.label, ("inner", "linked", "slab", "met", "onwards", "in_motion", "at_end")
+    )
+    code.branch(code.binary(ir.BinaryOperator.EQ, node, code.symbol(NAMESPACES)), at_end, inner)
+    code.start(inner)
     back = code.read(8, code.read(8, code.add(node, 8)))  # list_head.prev, and what follows there
-    inner = code.binary(ir.BinaryOperator.NE, node, code.symbol(NAMESPACES))
-    known = code.binary(ir.BinaryOperator.AND, inner, code.binary(ir.BinaryOperator.NE, node, 0))
+    known = code.binary(ir.BinaryOperator.NE, node, 0)
     fits = code.binary(ir.BinaryOperator.EQ, back, node)
-    code.branch(code.binary(ir.BinaryOperator.AND, known, fits), linked, unlinked)
+    code.branch(code.binary(ir.BinaryOperator.AND, known, fits), linked, in_motion)
     code.start(linked)
     base = code.binary(ir.BinaryOperator.SUB, node, place)
     page = code.call("page_head", base)
@@ -154,15 +161,15 @@ def _visit(lowering: Lowering, place: int) -> ir.Function:
     code.start(met)
     code.call("meet_namespace", base)
     code.jump(onwards)
-    code.start(onwards)
-    code.give_back(1)
-    code.start(unlinked)
-    code.give_back(0)
+    for label, answer in ((onwards, ONWARDS), (in_motion, IN_MOTION), (at_end, AT_END)):
+        code.start(label)
+        code.give_back(answer)
     return ir.Function("visit_namespace", ("node",), code.finish())
 
 
 def _met_at_loading() -> ir.Hook:
-    """``o2c_namespaces``: meets all namespaces that there are; run by the loader, again when all checks are in place.
+    """``o2c_namespaces``: meets all namespaces that there are; run by the loader, again when all checks are in place.  0 when it
+    came to the end of the list; else the loader runs it again (o2cc/runtime/notes.py), which meets nothing twice.
 
     One branch a step that the verifier cannot decide: it takes 8,192 of them in a program's path (BPF_COMPLEXITY_LIMIT_JMP_SEQ,
     kernel/bpf/verifier.c, 6.1 and 6.12).
@@ -170,18 +177,20 @@ def _met_at_loading() -> ir.Hook:
     code = Builder()
     node = code.assign("node", code.read(8, code.symbol(NAMESPACES)))
     step = code.assign("step", 0)
+    answer = code.assign("answer", ONWARDS)
     following, inspect, onwards, done = map(code.label, ("next", "inspect", "onwards", "done"))
     code.jump(following)
     code.start(following)
     code.branch(code.binary(ir.BinaryOperator.ULT, step, NAMESPACE_LIMIT), inspect, done)
     code.start(inspect)
-    code.branch(code.call("visit_namespace", node), onwards, done)
+    code.assign("answer", code.call("visit_namespace", node))
+    code.branch(code.binary(ir.BinaryOperator.EQ, answer, ONWARDS), onwards, done)
     code.start(onwards)
     code.assign("node", code.read(8, node))
     code.assign("step", code.add(step, 1))
     code.jump(following)
     code.start(done)
-    code.give_back(0)
+    code.give_back(answer)
     return ir.Hook("o2c_namespaces", ir.HookKind.SYSCALL, "", code.finish())
 
 

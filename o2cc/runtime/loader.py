@@ -20,7 +20,17 @@ from pathlib import Path
 from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
-from o2cc.runtime import code_check, enforcement, heap, kernel_calls, phases, pins, running_kernel, state
+from o2cc.runtime import (
+    code_check,
+    enforcement,
+    heap,
+    kernel_calls,
+    notes,
+    phases,
+    pins,
+    running_kernel,
+    state,
+)
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.entry_points import Ends
@@ -149,6 +159,7 @@ def _load(
     private = info.heap if prevents else None
     image = data if private is None else heap.resized(data, info, heap.page_frames())
     directory = _claim(info.name)
+    problems: list[str] = []
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
         undo.callback(pins.remove, directory, silent)
@@ -181,8 +192,8 @@ def _load(
                         else:
                             kernel_calls.pin(link, directory / "links" / hook.name)
                             os.close(link)
-                # whatever it notes, somebody sees the end of
-                _run_hooks(info, programs)
+                # whatever is noted, somebody sees the end of
+                notes.take(info, programs)
                 observed: tuple[state.Failure, ...] = ()
                 not_private: tuple[state.Failure, ...] = ()
                 if use is not None and enforcer is not None:
@@ -209,7 +220,9 @@ def _load(
                 if len(refused) == len(planned.attachments):
                     raise _nothing_attached(info.name, refused)
                 # once more, for what came while the entries that tell of it were being attached
-                _run_hooks(info, programs)
+                if not notes.take(info, programs):
+                    options.warn(notes.incomplete(info.name))
+                    problems.append(notes.INCOMPLETE)
         except LoadError as problem:
             raise verifier_diagnostic(problem) from problem
         except OSError as problem:
@@ -230,6 +243,7 @@ def _load(
             by_module=use is not None,
             degraded=options.degrade,
             observed=observed,
+            problems=tuple(problems),
         )
         phases.begin(info, directory / "maps")
         state.save(result, data)
@@ -402,13 +416,6 @@ def _same_boot(name: str) -> bool:
 def _silence(info: ObjectInfo, maps: Path) -> None:
     with suppress(DiagnosticError):
         phases.end(info, maps)
-
-
-def _run_hooks(info: ObjectInfo, programs: Mapping[str, Program]) -> None:
-    """Run what reads the running kernel before any check does."""
-    for hook in info.hooks:
-        if hook.kind == "syscall":
-            kernel_calls.run_program(programs[hook.program].descriptor)
 
 
 def _attach_hook(hook: HookInfo, programs: Mapping[str, Program], symbols: running_kernel.Symbols) -> int:

@@ -40,7 +40,7 @@ class Failure:
 @dataclass(frozen=True)
 class State:
     """How a compartment was loaded.  ``enforced``: o2c.ko carries its verdicts out.  ``by_module``: o2c.ko has its probes,
-    not perf, as it always is when enforced."""
+    not perf, as it always is when enforced.  ``problems``: what did not come out as it should, and `status` goes on saying."""
 
     name: str
     loaded_at: float  # seconds since the epoch
@@ -51,6 +51,7 @@ class State:
     degraded: str | None
     observed: tuple[Failure, ...] = ()  # where a violation is only reported though the policy says more
     by_module: bool = False
+    problems: tuple[str, ...] = ()
 
 
 def boot_id() -> str:
@@ -80,7 +81,8 @@ def load(name: str) -> tuple[State, ObjectInfo]:
         failures = tuple(Failure(**item) for item in document.pop("failures"))
         observed = tuple(Failure(**item) for item in document.pop("observed"))
         document.setdefault("by_module", document["enforced"])  # written before there was the difference
-        state = State(**document, failures=failures, observed=observed)
+        problems = tuple(map(str, document.pop("problems", ())))
+        state = State(**document, failures=failures, observed=observed, problems=problems)
     except PermissionError as problem:
         raise DiagnosticError(_forbidden(directory, "read", problem)) from None
     except (OSError, ValueError, TypeError, KeyError):

@@ -161,7 +161,7 @@ def gather(name: str) -> Status:
     """Everything about a loaded compartment.  Raises DiagnosticError (O2C0802 not loaded, O2C0805 no right to)."""
     saved, info = state.load(name)
     directory = state.pins(name)
-    problems: list[str] = []
+    problems = list(saved.problems)
     try:
         with tables.live(info, directory / "maps") as live:
             rows = live.rows("counters")

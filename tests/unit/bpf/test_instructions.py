@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import Any, get_args
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from o2cc.bpf.emit import emit_object
 from o2cc.bpf.layout import REGISTER_OFFSETS, Layout
@@ -15,6 +17,7 @@ from o2cc.ir.builder import Builder
 from o2cc.ir.machine import Machine
 from o2cc.ir.walk import Body, instructions
 from tests.unit.bpf import generated
+from tests.unit.bpf.elf_sections import section_named
 from tests.unit.bpf.emulator import Emulator
 
 
@@ -109,3 +112,38 @@ def test_what_is_added_to_a_symbol_is_not_lost() -> None:
     code.give_back(code.binary(ir.BinaryOperator.ADD, address, 24))
     value, _ = run_hook(code, ir.HookKind.SYSCALL, b"", symbols={"page_offset_base": 4096})
     assert value == 4120
+
+
+def test_fields_of_an_entry_are_read_and_written_in_their_order() -> None:
+    """Catches a length that LLVM reads before the start that it belongs to, while another processor writes both."""
+    code = Builder()
+    entry = code.lookup("ranges", 7)
+    there, none = code.label("there"), code.label("none")
+    code.branch(entry, there, none)
+    code.start(there)
+    start = code.entry_load(entry, "ranges", "start")
+    length = code.entry_load(entry, "ranges", "length")
+    again = code.entry_load(entry, "ranges", "start")
+    for field in ("length", "start", "length"):
+        code.entry_store(entry, "ranges", field, 0)
+    same = code.binary(ir.BinaryOperator.EQ, start, again)
+    code.give_back(code.binary(ir.BinaryOperator.AND, code.add(start, length), same))
+    code.start(none)
+    code.give_back(0)
+    ranges = ir.Map("ranges", ir.MapKind.HASH, ("key",), ("start", "length"), 16)
+    hook = ir.Hook("hook", ir.HookKind.RAW_TRACEPOINT, "kfree", code.finish())
+    module = ir.Module("one", (), hooks=(hook,), maps=(ranges,))
+    elf = ELFFile(io.BytesIO(emit_object(module, layout=Layout.SITE, sources={}).data))
+    found = list[tuple[str, int]]()
+    frame = 10
+    for opcode, registers, offset, _ in struct.iter_unpack(
+        "<BBhi", section_named(elf, "raw_tracepoint/kfree").data()
+    ):
+        if opcode == 0x79 and registers >> 4 != frame:  # BPF_LDX | BPF_MEM | BPF_DW
+            found.append(("read", offset))
+        elif opcode in (0x7A, 0x7B) and registers & 15 != frame:  # BPF_ST, BPF_STX
+            found.append(("write", offset))
+    assert found == [
+        *(("read", offset) for offset in (0, 8, 0)),
+        *(("write", offset) for offset in (8, 0, 8)),
+    ]

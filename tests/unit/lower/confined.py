@@ -109,8 +109,9 @@ class Confined:
         """A library function's answer."""
         return self.world.interpreter.run_function(function, *(a & (2**64 - 1) for a in arguments)).value
 
-    def hook(self, name: str, *arguments: int, registers: Mapping[str, int] | None = None) -> None:
-        self.world.interpreter.run_hook(name, arguments=arguments, registers=registers)
+    def hook(self, name: str, *arguments: int, registers: Mapping[str, int] | None = None) -> int:
+        """Runs a hook; its result."""
+        return self.world.interpreter.run_hook(name, arguments=arguments, registers=registers).value
 
     def site(self, function: str, kind: ir.SiteKind = ir.SiteKind.STORE, note: str = "") -> ir.Site:
         """The first site of that kind in a function."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, SupportsIndex
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_the_control_socket_of_each_namespace_is_met(kernel: Confined) -> None:
 def test_without_namespaces_the_walk_ends(kernel: Confined) -> None:
     """Catches a walk that takes the head of the list for a namespace, or goes round."""
     _link(kernel, [])
-    kernel.hook("o2c_namespaces")
+    assert kernel.hook("o2c_namespaces") == 0
     assert kernel.world.machine.maps["objects"].entries == {}
 
 
@@ -97,6 +98,35 @@ def test_what_is_no_namespace_any_more_is_not_met(kernel: Confined) -> None:
     kernel.hook("o2c_namespaces")
     counters = [_counter(kernel, COOKIE + distance) for distance in (0, 0x1000, 0x2000, 0x7000)]
     assert counters == ["allow", "allow", "deny", "deny"]
+
+
+def test_a_walk_that_meets_a_node_in_motion_says_so(kernel: Confined) -> None:
+    """Catches namespaces that stay unknown because the one before them ended while the list was being walked."""
+    cookies = [COOKIE + 0x1000 * number for number in range(4)]
+    nets = [_namespace(kernel, cookie) for cookie in cookies]
+    _link(kernel, nets)
+    memory = kernel.world.machine.memory
+    nodes = [net + offset_of("net", "list") for net in nets]
+    # __list_del of the second: the third's link back is written first, and for a moment its neighbour does not lead to it
+    memory.write_word(nodes[2] + 8, nodes[0])
+    assert kernel.hook("o2c_namespaces") != 0
+    assert [_counter(kernel, cookie) for cookie in cookies] == ["allow", "allow", "deny", "deny"]
+    memory.write_word(nodes[0], nodes[2])
+    memory.write_word(nodes[1] + 8, 0xDEAD_0000_0000_0122)
+    assert kernel.hook("o2c_namespaces") == 0
+    assert [_counter(kernel, cookie) for cookie in cookies] == ["allow"] * 4
+
+
+def test_more_namespaces_than_a_walk_takes_are_said(kernel: Confined) -> None:
+    """Two in a ring that does not lead back to the head stand for a list without an end."""
+    nets = [_namespace(kernel, COOKIE + 0x1000 * number) for number in range(2)]
+    _link(kernel, nets)
+    memory = kernel.world.machine.memory
+    first, last = (net + offset_of("net", "list") for net in nets)
+    memory.write_word(last, first)
+    memory.write_word(first + 8, last)
+    assert kernel.hook("o2c_namespaces") != 0
+    assert [_counter(kernel, COOKIE + 0x1000 * number) for number in range(2)] == ["allow"] * 2
 
 
 def test_rows_are_given_back(kernel: Confined) -> None:
@@ -205,6 +235,44 @@ def test_an_entry_of_another_page_by_now_keeps_nothing(kernel: Confined) -> None
     assert kernel.call("gain", COOKIE, 8, OWN | PER_CPU, 0) == 1
     starts = {key: [start for start in entry[::2] if start] for key, entry in ranges.entries.items()}
     assert starts == {((COOKIE + 0x400) >> 5,): [COOKIE + 0x400], (COOKIE >> 5,): [COOKIE]}
+
+
+class _Watched(list[int]):
+    """An entry whose every write is told."""
+
+    def __init__(self, words: list[int], tell: Callable[[list[int]], None]) -> None:
+        super().__init__(words)
+        self._tell = tell
+
+    def __setitem__(self, at: SupportsIndex | slice, value: Any) -> None:
+        super().__setitem__(at, value)
+        self._tell(list(self))
+
+
+def test_no_slot_shows_the_length_of_another_range(kernel: Confined) -> None:
+    """Catches a slot that was undone, or whose range ended, with its old length: for a moment the next range in it would have that."""
+    ranges = _beside(kernel)
+    lengths = {COOKIE: 24, COOKIE + 4: 4, COOKIE + 0x400: 8}
+    seen: list[list[int]] = []
+    elsewhere = _Watched(_range(COOKIE + 0x400, 8), seen.append)
+    ranges.entries[COOKIE >> 5,] = elsewhere
+
+    def moved() -> None:  # as above: the slot that was taken is one of another row's
+        ranges.entries[(COOKIE + 0x400) >> 5,] = ranges.entries.pop((COOKIE >> 5,))
+
+    ranges.before["lookup"] = [*[lambda: None] * 3, moved]
+    assert kernel.call("gain", COOKIE, 24, OWN | PER_CPU, 0) == 1
+    assert elsewhere == _range(COOKIE + 0x400, 8)
+    own = ranges.entries[COOKIE >> 5,] = _Watched(ranges.entries[COOKIE >> 5,], seen.append)
+    kernel.call("forget", COOKIE)
+    own[:] = [0] * 8
+    ranges.entries[COOKIE >> 5,] = own
+    assert kernel.call("gain", COOKIE + 4, 4, OWN | PER_CPU, 0) == 1
+    assert len(seen) > 8
+    for words in seen:
+        for start, hold in zip(words[::2], words[1::2], strict=True):
+            assert start != 0 or hold == 0
+            assert start in (0, 1) or hold & 0xFFFF_FFFF in (0, lengths[start])
 
 
 def test_a_row_is_open_again_where_it_could_not_be_deleted(kernel: Confined) -> None:
