@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from o2cc.runtime import enforcer, running_kernel
+from o2cc.runtime.enforcer_types import EnforcerError, is_older
 from o2cc.runtime.state import BPFFS
 
 _NEEDED = (
@@ -62,6 +63,7 @@ class Facts:
     optimization_held: bool = False  # by a loaded policy
     kfence_interval: int = 0  # milliseconds between allocations that KFENCE takes; 0: it takes none
     slabs_debugged: bool | None = False
+    module_older: bool | None = False  # o2c.ko is of a build before this `o2c`
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,14 @@ def _module_findings(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield Finding(Grade.GOOD, "module signing", "not required")
-    if facts.module_loaded:
+    if facts.module_loaded and facts.module_older:
+        yield Finding(
+            Grade.NOTE,
+            "o2c.ko",
+            "loaded, but older than this `o2c`: hooks are links of the kernel's, and what an interrupt frees inside one goes `unseen`",
+            "build it anew (make -C bpf_runtime/module, or dkms install), unload every policy, rmmod o2c, and load the new one",
+        )
+    elif facts.module_loaded:
         yield Finding(Grade.GOOD, "o2c.ko", "loaded")
     elif facts.module_built is not None:
         yield Finding(Grade.NOTE, "o2c.ko", f"built, not loaded: {facts.module_built}", "modprobe o2c")
@@ -322,6 +331,14 @@ def _signing_enforced(config: Mapping[str, str] | None) -> bool | None:
     return config.get("CONFIG_MODULE_SIG_FORCE") == "y" if config is not None else None
 
 
+def _module_older() -> bool | None:
+    try:
+        with enforcer.Enforcer() as module:
+            return is_older(module.features)
+    except EnforcerError:  # not there, or not for this user
+        return None
+
+
 def _slabs_debugged() -> bool | None:
     """Whether objects have red zones, poison or owners around them (Documentation/mm/slub.rst, 6.1); by one cache, since
     the setting is that of all but for exceptions that an engineer named."""
@@ -361,4 +378,5 @@ def examine() -> Facts:
         optimization_held=running_kernel.OPTIMIZATION_MARKER.exists(),
         kfence_interval=parse_number(_text(_KFENCE) or ""),
         slabs_debugged=_slabs_debugged(),
+        module_older=_module_older(),
     )

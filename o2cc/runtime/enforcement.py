@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from o2cc.bpf.info import HeapInfo, HookInfo, ObjectInfo, SiteInfo
-from o2cc.diagnostics import DiagnosticError, error
+from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.ir.nodes import SiteKind
 from o2cc.runtime import enforcer as kernel_module
 from o2cc.runtime import heap
@@ -27,6 +27,7 @@ from o2cc.runtime.enforcer_types import (
     Kind,
     OnMissed,
     Site,
+    is_older,
     reason_text,
 )
 from o2cc.runtime.entry_points import Ends, behind_entry
@@ -42,6 +43,7 @@ from o2cc.runtime.tracepoints import tracepoints
 
 NEEDS_MODULE = frozenset({"deny", "panic", "strict probes", "private heap"})
 UNSUPPORTED = frozenset({"private stack", "on missed deny", "on missed panic"})
+OLDER_MODULE = "this o2c.ko is older than `o2c`: hooks are links of the kernel's, and what an interrupt frees inside one goes `unseen`"
 HOOK_COOKIE = 1 << 62
 """Cookies from here on are of hooks, not of sites."""
 _BATCH = 256
@@ -135,6 +137,16 @@ def build_help() -> tuple[str, ...]:
         f"build it: apt-get install linux-headers-{release} && make -C bpf_runtime/module, then insmod o2c.ko",
         "or with DKMS, which follows kernel updates: cp -r bpf_runtime/module /usr/src/o2c-0.1.0 && "
         "dkms install o2c/0.1.0 && modprobe o2c",
+    )
+
+
+def older_module() -> Diagnostic:
+    """Says that o2c.ko is of a build without hooks at tracepoints, and what that costs."""
+    return warning(
+        "O2C0846",
+        OLDER_MODULE,
+        notes=build_help(),
+        help="build the one that belongs to this `o2c`, unload every policy, and load it in place of the old one (rmmod o2c)",
     )
 
 
@@ -256,7 +268,7 @@ def attach_tracepoints(
 
     ``maps``: the ids of the object's maps by section.  Raises EnforcerError.
     """
-    if Feature.TRACEPOINT not in enforcer.features:
+    if is_older(enforcer.features):
         return frozenset()
     wanted = tracepoints(info)
     indices = _programs(enforcer, {item.hook.program for item in wanted}, programs)

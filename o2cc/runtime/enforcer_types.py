@@ -66,6 +66,11 @@ class Feature(enum.IntFlag):
     TRACEPOINT = 64
 
 
+def is_older(features: Feature) -> bool:
+    """Whether a build of the kernel module is one from before it had hooks at tracepoints."""
+    return Feature.TRACEPOINT not in features
+
+
 class DrainState(enum.IntEnum):
     """How far a compartment is from having nothing left in its private heap."""
 

@@ -32,7 +32,7 @@ from o2cc.runtime import (
     state,
 )
 from o2cc.runtime.enforcer import Enforcer
-from o2cc.runtime.enforcer_types import EnforcerError
+from o2cc.runtime.enforcer_types import EnforcerError, is_older
 from o2cc.runtime.entry_points import Ends
 from o2cc.runtime.kernel_text import KernelText
 from o2cc.runtime.libbpf import BpfObject, LoadError, Program
@@ -183,6 +183,9 @@ def _load(
                     enforcer = meanwhile.enter_context(_module(info, use))
                     ids = {name: kernel_calls.map_id(number) for name, number in loaded.maps().items()}
                     at_tracepoints = enforcement.attach_tracepoints(enforcer, info, programs, ids)
+                    if is_older(enforcer.features):
+                        options.warn(enforcement.older_module())
+                        problems.append(enforcement.OLDER_MODULE)
                     at_functions = _hooks_of_module(info, use, names.kernel)
                 for hook in info.hooks:
                     if hook.kind != "syscall" and hook.name not in at_tracepoints:

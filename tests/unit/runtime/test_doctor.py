@@ -60,6 +60,15 @@ def test_what_prevents_reporting(changes: dict[str, Any], subject: str, remedy: 
     assert remedy in bad.remedy
 
 
+def test_an_older_module_prevents_and_is_told_of() -> None:
+    """Catches an upgrade after which the old module goes on, with holes that nobody hears of."""
+    verdict = judge(replace(FIT, module_older=True))
+    assert verdict.can_prevent
+    (note,) = [finding for finding in verdict.findings if finding.grade is Grade.NOTE]
+    assert (note.subject, "unseen" in note.text, "rmmod o2c" in note.remedy) == ("o2c.ko", True, True)
+    assert judge(replace(FIT, module_older=None)).findings == judge(FIT).findings
+
+
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [

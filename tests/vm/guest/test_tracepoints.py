@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from o2cc.bpf.info import read as read_info
+from o2cc.diagnostics import Diagnostic
+from o2cc.runtime import enforcement, kernel_calls, loader, state
 from o2cc.runtime import enforcer_abi as abi
-from o2cc.runtime import kernel_calls, state
 from o2cc.runtime.enforcer import Enforcer
-from o2cc.runtime.enforcer_types import EnforcerError, Reason
-from o2cc.runtime.status import gather
+from o2cc.runtime.enforcer_types import EnforcerError, Feature, Reason
+from o2cc.runtime.loader import LoadOptions
+from o2cc.runtime.status import gather, lines
 from tests.vm.guest.enforcer_support import (
     RAW_TRACEPOINT,
     Forms,
@@ -30,7 +33,7 @@ from tests.vm.guest.enforcer_support import (
 from tests.vm.guest.heap_support import Operation, allocate
 from tests.vm.guest.hook_support import ROWS, Counter, SlowHook, frame_row, object_row
 from tests.vm.guest.slow_check import on_cpu
-from tests.vm.guest.victim_support import NAME, Victim, loaded
+from tests.vm.guest.victim_support import ATTACKS, NAME, PROPER, Victim, loaded
 from tests.vm.policies import guest_object
 
 SIZE = 64
@@ -289,3 +292,42 @@ def test_a_policy_that_denies_has_its_hooks_there(victim: Victim) -> None:
             enforcer.open(NAME)
             assert enforcer.info().tracepoints >= 4
         assert gather(NAME).unseen == 0
+
+
+class Older(Enforcer):
+    """O2c.ko as it was before it had hooks at tracepoints."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features &= ~Feature.TRACEPOINT
+
+    def tracepoint(self, name: str, program: int, *, map: int = 0, offset: int = 0, value: int = 0) -> None:
+        raise EnforcerError("tracepoint", errno.ENOTTY)
+
+
+def test_an_older_module_gets_links_and_is_told_of(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a machine that boots after an upgrade with the old module: no protection there, or less than it seems, without a word."""
+    load_module("o2c")
+    monkeypatch.setattr(loader, "Enforcer", Older)
+    path, warnings = guest_object("deny"), list[Diagnostic]()
+    hooks = {
+        hook.name for hook in read_info(path.read_bytes(), str(path)).hooks if hook.kind == "raw_tracepoint"
+    }
+    assert hooks
+    freed = next(attack for attack in ATTACKS if attack.name == "use-after-free")
+    with loaded(path, LoadOptions(warn=warnings.append)):
+        assert hooks <= {link.name for link in (state.pins(NAME) / "links").iterdir()}
+        with Enforcer() as enforcer:
+            enforcer.open(NAME)
+            assert enforcer.info().tracepoints == 0
+        assert [item.code for item in warnings if item.code == "O2C0846"] == ["O2C0846"]
+        now = gather(NAME)
+        assert now.enforced
+        assert now.problems == (enforcement.OLDER_MODULE,)
+        assert any("older than `o2c`" in line for line in lines(now))
+        assert victim.run(PROPER) == 0
+        assert sum(counter.denied for counter in gather(NAME).counters) == 0
+        victim.run(freed.number)
+        assert sum(counter.denied for counter in gather(NAME).counters) > 0
+        assert victim.run(PROPER) == 0
+    assert not state.pins(NAME).exists()
