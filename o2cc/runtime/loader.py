@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from o2cc.bpf.info import HookInfo, ObjectInfo, SiteInfo
+from o2cc.bpf.info import ObjectInfo, SiteInfo
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import Diagnostic, DiagnosticError, error, warning
 from o2cc.runtime import (
@@ -25,24 +25,23 @@ from o2cc.runtime import (
     enforcement,
     heap,
     kernel_calls,
+    module_load,
     notes,
+    perf,
     phases,
     pins,
     running_kernel,
     state,
 )
 from o2cc.runtime.enforcer import Enforcer
-from o2cc.runtime.enforcer_types import EnforcerError, is_older
-from o2cc.runtime.entry_points import Ends
+from o2cc.runtime.enforcer_types import is_older
 from o2cc.runtime.kernel_text import KernelText
-from o2cc.runtime.libbpf import BpfObject, LoadError, Program
-from o2cc.runtime.plan import Attachment, Plan, failure, make_plan, refusal_reason, tracking_sites
+from o2cc.runtime.libbpf import BpfObject, LoadError
+from o2cc.runtime.plan import Plan, listed, make_plan, tracking_sites
 from o2cc.runtime.progress import Progress, silent
 
 LOG_LINES = 12
 DRAIN_PATIENCE = 10.0  # seconds
-_REPORTED_EVERY = 50  # sites between two reports of progress
-_SHOWN_GAPS = 10
 _AT_FUNCTIONS = ("kprobe", "kretprobe")  # hooks of these kinds are at a function of the kernel
 
 
@@ -180,16 +179,16 @@ def _load(
                 at_tracepoints: frozenset[str] = frozenset()
                 if use is not None:
                     undo.callback(enforcement.remove, info.name)
-                    enforcer = meanwhile.enter_context(_module(info, use))
+                    enforcer = meanwhile.enter_context(module_load.compartment(info, use))
                     ids = {name: kernel_calls.map_id(number) for name, number in loaded.maps().items()}
                     at_tracepoints = enforcement.attach_tracepoints(enforcer, info, programs, ids)
                     if is_older(enforcer.features):
                         options.warn(enforcement.older_module())
                         problems.append(enforcement.OLDER_MODULE)
-                    at_functions = _hooks_of_module(info, use, names.kernel)
+                    at_functions = module_load.hooks_at_functions(info, use, names.kernel)
                 for hook in info.hooks:
                     if hook.kind != "syscall" and hook.name not in at_tracepoints:
-                        link = _attach_hook(hook, programs, names.kernel)
+                        link = perf.attach_hook(hook, programs, names.kernel)
                         if hook in [item.hook for item in at_functions]:
                             meanwhile.callback(os.close, link)  # until o2c.ko's own is in force
                         else:
@@ -201,24 +200,17 @@ def _load(
                 not_private: tuple[state.Failure, ...] = ()
                 if use is not None and enforcer is not None:
                     shadow = kernel_calls.map_id(loaded.maps()[heap.SHADOW_SECTION]) if private else 0
-                    outcome = _enforce(
-                        enforcer,
-                        data,
-                        info,
-                        planned,
-                        programs,
-                        use,
-                        options,
-                        progress,
-                        names.target,
-                        shadow,
-                        at_functions,
+                    about = module_load.Load(
+                        data, info, planned, names.target, use, options.accept_gaps, progress
                     )
+                    outcome = module_load.attach(enforcer, about, programs, shadow, at_functions)
                     observed, refused = outcome.observed, outcome.failures
                     not_private = outcome.not_private
                 else:
                     refused = tuple(
-                        _attach_sites(planned.attachments, programs, directory, progress, options.optimize)
+                        perf.attach_sites(
+                            planned.attachments, programs, directory, progress, options.optimize
+                        )
                     )
                 if len(refused) == len(planned.attachments):
                     raise _nothing_attached(info.name, refused)
@@ -286,77 +278,6 @@ def _warn_of_skipped_tracking(info: ObjectInfo, planned: Plan, options: LoadOpti
         )
 
 
-@contextmanager
-def _module(info: ObjectInfo, use: enforcement.Use) -> Iterator[Enforcer]:
-    """O2c.ko, with an empty compartment; what is not committed is gone at the end.  Its refusals are diagnostics (O2C0831)."""
-    try:
-        with Enforcer() as enforcer:
-            enforcement.create(enforcer, info, use)
-            yield enforcer
-    except EnforcerError as problem:
-        raise enforcement.refused(problem, prevents=use.prevents) from None
-
-
-def _hooks_of_module(
-    info: ObjectInfo, use: enforcement.Use, symbols: running_kernel.Symbols
-) -> Sequence[enforcement.PlacedHook]:
-    """With breakpoints only: the hooks at functions that o2c.ko attaches.  A kprobe of perf would keep the checks of what
-    interrupts it from running."""
-    if not use.strict:
-        return ()
-    try:
-        with KernelText() as text:
-            return enforcement.place_hooks(info.hooks, symbols, text)
-    except OSError:
-        return ()  # refused soon (O2C0835)
-
-
-def _enforce(
-    enforcer: Enforcer,
-    data: bytes,
-    info: ObjectInfo,
-    planned: Plan,
-    programs: Mapping[str, Program],
-    use: enforcement.Use,
-    options: LoadOptions,
-    progress: Progress,
-    symbols: running_kernel.Symbols,
-    shadow: int,
-    hooks: Sequence[enforcement.PlacedHook],
-) -> enforcement.Enforced:
-    private: enforcement.HeapRequest | None = None
-    try:
-        with KernelText() as text:
-            ends = Ends.of(symbols.addresses) if use.strict else None
-            placed = enforcement.place(data, info, planned.attachments, text, ends, prevents=use.prevents)
-            if use.prevents and info.heap is not None:
-                calls, lost = heap.place(info.heap, symbols, text)
-                private = enforcement.HeapRequest(info.heap, shadow, calls, lost)
-    except OSError:
-        raise DiagnosticError(
-            error(
-                "O2C0835",
-                "the kernel's text cannot be read",
-                notes=("each instruction is compared with what it should be before it is probed",),
-                help="it needs root, CONFIG_PROC_KCORE, and no lockdown `confidentiality`",
-            )
-        ) from None
-    with running_kernel.KprobeOptimizationOff(keep=_others_only_report(info.name)):
-        outcome = enforcement.attach(enforcer, placed, programs, progress, private, hooks)
-    gaps = (*outcome.observed, *outcome.failures, *planned.failures, *outcome.not_private)
-    if use.prevents and gaps and not options.accept_gaps:
-        raise DiagnosticError(
-            error(
-                "O2C0832",
-                f"a violation cannot be denied at {len(gaps)} of {len(placed)} places",
-                notes=_listed(gaps),
-                help="accept that by name: `--accept-gaps`; `o2c status` goes on showing them",
-            )
-        )
-    enforcer.commit()
-    return outcome
-
-
 def _fill_call_targets(info: ObjectInfo, loaded: BpfObject, options: LoadOptions) -> None:
     if info.ops_targets:
         from o2cc.runtime import call_targets  # late: few policies need the descriptions of other modules
@@ -369,16 +290,10 @@ def _nothing_attached(name: str, failures: Sequence[state.Failure]) -> Diagnosti
         error(
             "O2C0834",
             f"no site of `{name}` can be attached",
-            notes=_listed(failures),
+            notes=listed(failures),
             help="`o2c doctor` says what this kernel can do; with `--only`, look at its patterns",
         )
     )
-
-
-def _listed(failures: Sequence[state.Failure]) -> tuple[str, ...]:
-    shown = tuple(f"{item.place}: {item.reason}" for item in failures[:_SHOWN_GAPS])
-    more = len(failures) - len(shown)
-    return (*shown, f"and {more} more") if more > 0 else shown
 
 
 def _claim(name: str) -> Path:
@@ -421,62 +336,6 @@ def _silence(info: ObjectInfo, maps: Path) -> None:
         phases.end(info, maps)
 
 
-def _attach_hook(hook: HookInfo, programs: Mapping[str, Program], symbols: running_kernel.Symbols) -> int:
-    """The link.  Raises DiagnosticError (O2C0821)."""
-    program = programs[hook.program]
-    try:
-        if hook.kind == "raw_tracepoint":
-            return kernel_calls.open_raw_tracepoint(program.descriptor, hook.target)
-        address = symbols.addresses.get(hook.target, 0)
-        return _probe(program, address, on_return=hook.kind == "kretprobe", cookie=0)
-    except OSError as problem:
-        raise DiagnosticError(
-            error(
-                "O2C0821",
-                f"`{hook.name}` cannot be attached to `{hook.target}`: {os.strerror(problem.errno or 0).lower()}",
-            )
-        ) from problem
-
-
-def _probe(program: Program, address: int, *, on_return: bool, cookie: int) -> int:
-    event = kernel_calls.kprobe_event(address, on_return=on_return)
-    try:
-        return kernel_calls.link_perf_event(program.descriptor, event, cookie)
-    finally:
-        os.close(event)
-
-
-def _attach_sites(
-    attachments: Sequence[Attachment],
-    programs: Mapping[str, Program],
-    directory: Path,
-    progress: Progress,
-    optimize: bool,
-) -> list[state.Failure]:
-    failures: list[state.Failure] = []
-    # Nothing but the setting for the whole kernel keeps a probe of perf from becoming a jump.
-    keep = not optimize or any(attachment.site.keep_int3 for attachment in attachments)
-    with running_kernel.KprobeOptimizationOff(keep=keep):
-        for done, attachment in enumerate(attachments):
-            site = attachment.site
-            try:
-                link = _probe(
-                    programs[site.program],
-                    attachment.address,
-                    on_return=site.return_probe,
-                    cookie=site.cookie or 0,
-                )
-                kernel_calls.pin(link, directory / "links" / str(site.number))
-                os.close(link)
-            except OSError as problem:
-                message = os.strerror(problem.errno or 0).lower()
-                failures.append(failure(site, refusal_reason(site, message)))
-            if done % _REPORTED_EVERY == 0:
-                progress("attach", done, len(attachments))
-    progress("attach", len(attachments), len(attachments))
-    return failures
-
-
 def unload(
     name: str, progress: Progress = silent, *, force: bool = False, patience: float = DRAIN_PATIENCE
 ) -> int:
@@ -492,7 +351,7 @@ def unload(
     state.check_name(name)
     directory = state.pins(name)
     with state.locked(name), ExitStack() as after:
-        if not _others_only_report(name):
+        if not state.others_only_report(name):
             after.callback(running_kernel.restore_optimization)
         if not force:
             enforcement.drain(name, patience, progress)
@@ -513,13 +372,3 @@ def unload(
         state.forget(name)
         links = pins.remove(directory, progress)
         return attached if attached is not None else links
-
-
-def _others_only_report(name: str) -> bool:
-    """Whether another loaded compartment needs probe optimization off: one whose probes are perf's."""
-    for other in state.names():
-        if other != name:
-            with suppress(DiagnosticError):
-                if not state.load(other)[0].by_module:
-                    return True
-    return False

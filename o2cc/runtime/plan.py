@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from o2cc.bpf.info import ObjectInfo, SiteInfo
@@ -16,6 +16,7 @@ _GENERATED = ("perf_trace_", "trace_event_raw_event_", "trace_raw_output_", "__b
 CALL_NOTE, RESULT_NOTE = "call of ", "result of "
 NO_FUNCTION = "the running kernel has no function of that name"
 SEVERAL_FUNCTIONS = "several functions have that name"
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,10 @@ def refusal_reason(site: SiteInfo, message: str) -> str:
     if site.function.startswith(_GENERATED):
         return f"refused: {message} (a generated tracing function, where perf places no probe)"
     return f"refused: {message}"
+
+
+def listed(failures: Sequence[Failure]) -> tuple[str, ...]:
+    """The first of them, for the notes of a diagnostic."""
+    shown = tuple(f"{item.place}: {item.reason}" for item in failures[:_LISTED])
+    more = len(failures) - len(shown)
+    return (*shown, f"and {more} more") if more > 0 else shown

@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -206,3 +206,13 @@ def locked(name: str) -> Iterator[None]:
 def forget(name: str) -> None:
     """Remove what was written down."""
     shutil.rmtree(RUN / name, ignore_errors=True)
+
+
+def others_only_report(name: str) -> bool:
+    """Whether another loaded compartment needs probe optimization off: one whose probes are perf's."""
+    for other in names():
+        if other != name:
+            with suppress(DiagnosticError):
+                if not load(other)[0].by_module:
+                    return True
+    return False

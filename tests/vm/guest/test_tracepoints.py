@@ -14,7 +14,7 @@ import pytest
 
 from o2cc.bpf.info import read as read_info
 from o2cc.diagnostics import Diagnostic
-from o2cc.runtime import enforcement, kernel_calls, loader, state
+from o2cc.runtime import enforcement, kernel_calls, module_load, state
 from o2cc.runtime import enforcer_abi as abi
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import EnforcerError, Feature, Reason
@@ -308,7 +308,7 @@ class Older(Enforcer):
 def test_an_older_module_gets_links_and_is_told_of(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a machine that boots after an upgrade with the old module: no protection there, or less than it seems, without a word."""
     load_module("o2c")
-    monkeypatch.setattr(loader, "Enforcer", Older)
+    monkeypatch.setattr(module_load, "Enforcer", Older)
     path, warnings = guest_object("deny"), list[Diagnostic]()
     hooks = {
         hook.name for hook in read_info(path.read_bytes(), str(path)).hooks if hook.kind == "raw_tracepoint"
