@@ -17,6 +17,7 @@ from o2cc.runtime.enforcer_types import DrainState, EnforcerError, Feature, Kind
 from o2cc.runtime.plan import cookie_of
 
 _SHOWN = 20
+_ACCEPTED = 8  # among the flags of the map `objects` (o2cc/lower/library/state.ir)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Status:
     untracked: tuple[UntrackedObject, ...]
     tracked_objects: int
     accepted: int = 0  # objects from before loading that the audition accepted, and that are alive
+    accepted_own: int = 0  # those of them that are the compartment's own; others are of a type that it shares
     problems: tuple[str, ...] = ()
     unenforced: bool = False  # loaded to prevent violations, and o2c.ko does not have it
     unchecked: bool = False  # loaded through o2c.ko to report, and o2c.ko does not have it
@@ -115,7 +117,7 @@ class Status:
     @property
     def still_accepted(self) -> int:
         """Old objects in use that stay writable in the final phase, while access to others like them would be denied."""
-        return self.accepted if self.enforced and self.phase == "transition" else 0
+        return self.accepted_own if self.enforced and self.phase == "transition" else 0
 
     def document(self) -> dict[str, object]:
         """For `--json`."""
@@ -170,6 +172,7 @@ def gather(name: str) -> Status:
         objects = _untracked(info, directory / "maps")
         tracked = _entries(info, directory / "maps", "objects")
         accepted = _entries(info, directory / "maps", "auditions")
+        accepted_own = _accepted_own(info, directory / "maps")
         links = [link for link in (directory / "links").iterdir() if link.name.isdigit()]
         missed = _missed_of_links(links)
         unseen = _unseen(info, directory / "links")
@@ -214,6 +217,7 @@ def gather(name: str) -> Status:
         untracked=objects,
         tracked_objects=tracked,
         accepted=accepted,
+        accepted_own=accepted_own,
         problems=tuple(problems),
         unenforced=saved.enforced and not in_force,
         unchecked=saved.by_module and not saved.enforced and not in_force,
@@ -301,6 +305,22 @@ def _entries(info: ObjectInfo, maps: Path, name: str) -> int:
         os.close(descriptor)
 
 
+def _accepted_own(info: ObjectInfo, maps: Path) -> int:
+    """How many tracked objects the audition took for the compartment's own."""
+    layout = _map(info, "objects")
+    if layout is None:
+        return 0
+    flags = layout.fields.index("flags")
+    descriptor = kernel_calls.get_pinned(maps / "objects")
+    try:
+        values = [
+            libbpf.lookup(descriptor, key, 8 * len(layout.fields)) for key in libbpf.keys(descriptor, 8)
+        ]
+    finally:
+        os.close(descriptor)
+    return sum(bool(value[8 * flags] & _ACCEPTED) for value in values if value is not None)
+
+
 def _untracked(info: ObjectInfo, maps: Path) -> tuple[UntrackedObject, ...]:
     layout = _map(info, "untracked")
     if layout is None:
@@ -372,7 +392,12 @@ def lines(status: Status, *, every: bool = False) -> Iterator[str]:
     yield f"  attached    {status.attached} of {sites}{denying}{covered}; {_count(status.hooks, 'hook')}"
     yield f"  tracked     {_count(status.tracked_objects, 'object')}"
     if status.accepted:
-        yield f"  auditioned  {_count(status.accepted, 'object')} from before loading accepted by the tree, and alive"
+        own = (
+            f", {status.accepted_own} of them the compartment's own"
+            if status.accepted_own < status.accepted
+            else ""
+        )
+        yield f"  auditioned  {_count(status.accepted, 'object')} from before loading accepted by the tree, and alive{own}"
     if status.heap is not None:
         yield f"  heap        {_heap(status.heap)}"
     yield f"  missed      {_missed(status.missed)}"

@@ -24,6 +24,9 @@ from tests.unit.lower.confined import (
 OWN_WORD, SOCK_WORD, FOREIGN_WORD, DOUBTFUL_WORD, UNBOUND_WORD = 1, 2, 3, 4, 5
 LIKELY_SOCK_WORD, LIKELY_OWN_WORD = 6, 7
 
+EARLY = 5 * 10**9
+"""ns after the checks are in place, in which nothing is refused for its content."""
+
 _LEAVES = {
     OWN_WORD: Leaf(0, 1.0, 0.999, 100),
     SOCK_WORD: Leaf(1, 1.0, 0.999, 100),
@@ -57,6 +60,7 @@ def _kernel(accept: str = "", moments: str = "access") -> Confined:
     kernel = confined(RULES.replace("ACCEPT", accept).replace("MOMENTS", moments), _tree())
     kernel.store(USER)  # reads where the direct map begins
     kernel.phase(TRANSITION)
+    kernel.world.machine.now += EARLY
     return kernel
 
 
@@ -171,6 +175,30 @@ def test_a_foreign_object_is_denied_where_the_leaf_is_certain() -> None:
     """Catches refusals that never happen: an attacker's target is then written in the transition."""
     kernel = _kernel()
     assert kernel.store(_older(kernel, FOREIGN_WORD)) == "deny"
+
+
+def test_nothing_is_refused_for_its_content_right_after_loading() -> None:
+    """Catches the denial of what the compartment had allocated and not written yet when the checks came: it holds what its
+    memory held before."""
+    kernel = _kernel()
+    kernel.phase(TRANSITION)
+    p = _older(kernel, FOREIGN_WORD)
+    assert kernel.store(p) == "audition"
+    kernel.world.machine.now += EARLY
+    assert kernel.store(p) == "deny"
+
+
+def test_the_use_of_what_is_shared_does_not_prolong_the_transition() -> None:
+    """Catches a transition that never ends under traffic: packets of new connections, too, touch the routes of before."""
+    rules = RULES.replace("ACCEPT", "").replace("MOMENTS", "access")
+    kernel = confined(rules.replace("until quiescent, at most 60 s", "until quiescent for 5 s"), _tree())
+    kernel.store(USER)
+    kernel.phase(TRANSITION)
+    sk, rarely_used = _older(kernel, SOCK_WORD), _older(kernel, OWN_WORD)
+    for _ in range(4):
+        assert kernel.store(sk + offset_of("sock", "sk_err"), 4) == "allow"
+        kernel.world.machine.now += 2 * 10**9
+    assert kernel.store(rarely_used + 8) == "deny"
 
 
 def test_without_a_bound_nothing_is_refused() -> None:

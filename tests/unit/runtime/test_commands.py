@@ -146,7 +146,14 @@ def _in_transition(
         count = touched.pop(0) if len(touched) > 1 else touched[0]
         old = tuple(UntrackedObject(0x1000 + i, 0x2000, 9.0, 1.0, 5, "f+0x2") for i in range(count))
         phase = switched[-1] if switched else "transition"
-        return replace(STATUS, phase=phase, enforced=enforced, untracked=old, accepted=accepted)
+        return replace(
+            STATUS,
+            phase=phase,
+            enforced=enforced,
+            untracked=old,
+            accepted=accepted + 3,
+            accepted_own=accepted,
+        )
 
     monkeypatch.setattr(phase_command, "only", lambda name: name)
     monkeypatch.setattr(phase_command, "gather", gather)

@@ -7,6 +7,7 @@ victim keeps is 48 bytes of a cache of its own, of which the tree is not sure.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,8 @@ from tests.vm.guest.victim_support import NAME, Victim, events, loaded, names_of
 from tests.vm.policies import guest_object
 
 OLD_OBJECT, OLD_FOREIGN, KEEP, USE_KEPT, RELEASE, RENEW_OLD = 18, 19, 23, 24, 25, 29
+EARLY = 5.5
+"""Seconds after loading in which nothing is refused for its content, and some."""
 DISAGREES = ("audition disagrees at free", "store_word")
 UNCERTAIN = ("uncertain object", "store_word")
 ONE_FUNCTION = LoadOptions(wanted=lambda site: site.function == "store_word")
@@ -49,6 +52,7 @@ def test_an_own_object_is_accepted_and_stays_writable(victim: Victim) -> None:
 
 def test_a_foreign_object_is_caught_at_its_first_access(victim: Victim) -> None:
     with loaded(guest_object("audition"), ONE_FUNCTION):
+        time.sleep(EARLY)
         victim.run(OLD_FOREIGN)
         assert names_of(events()[0]) == (("store", "store_word"),), "certain, not provisional"
 
@@ -91,6 +95,7 @@ def test_under_deny_only_what_is_certainly_foreign_is_refused(victim: Victim) ->
         assert now.enforced
         assert now.accepted == 1
         assert "2 objects from before loading in use" in now.phase_reason
+        time.sleep(EARLY)
         victim.run(OLD_FOREIGN)
         assert victim.state()["other"] == 0, "it was not written"
         assert names_of(events()[0]) == (("store", "store_word"),)
