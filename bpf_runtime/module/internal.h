@@ -165,6 +165,7 @@ int o2c_grow(void *array, u32 *room, u32 count, u32 limit);
 /* site.c */
 int o2c_attach(struct o2c_compartment *compartment, struct o2c_attach *request);
 void o2c_unregister(struct o2c_compartment *compartment, u32 first);
+bool o2c_unregistered(const struct kprobe *kp);
 u64 o2c_nmissed(const struct o2c_probe *probe);
 
 /* text.c: what the text was before anybody's probes of ours */
@@ -172,13 +173,20 @@ int o2c_text_read(unsigned long address, u8 *bytes, unsigned int length);
 int o2c_text_hold(unsigned long address);
 void o2c_text_release(unsigned long address);
 bool o2c_text_restored(unsigned long address);
+unsigned int o2c_ftrace_entry(unsigned long address);
 
 /* lookup.c: what the kernel asks for at each instruction while sites are attached */
 bool o2c_lookup_begin(void);
 void o2c_lookup_prepare(unsigned long address);
 void o2c_lookup_end(void);
+void o2c_lookup_init(void);
 
 /* target.c */
+static inline bool o2c_in_modules(unsigned long address)
+{
+	return address >= MODULES_VADDR && address < MODULES_END;
+}
+
 struct module *o2c_module_by_name(const char *name);
 int o2c_module_by_address(unsigned long address, struct module **out);
 bool o2c_optimizer_overruns(struct module *module, unsigned long address);

@@ -5,12 +5,15 @@
  * To register one probe kprobes decodes its function from the beginning (can_probe() in arch/x86/kernel/kprobes/core.c),
  * and once more whole for the jump (can_optimize() in opt.c). At each instruction it asks ftrace_location(), which asks
  * kallsyms_lookup_size_offset(), which for a module's text walks the module's whole symbol table: thousands of entries,
- * hundreds of times, which is nine tenths of what attaching costs (6.1 and 6.12). All of these questions have one answer,
- * the function that holds the site.
+ * hundreds of times a probe (6.1 and 6.12). All of these questions have one answer, the function that holds the site.
  *
- * So a kprobe at that look-up gives this answer, to the task that attaches and to no other, and is there only as long as
- * one batch takes. The answer comes from the kernel itself, by sprint_symbol(). Where the probe cannot be placed (a
- * livepatch has the function) the kernel looks for itself, as without this file.
+ * So a probe at that look-up gives this answer, to the task that attaches and to no other, and is there only as long as
+ * one batch takes. The answer comes from the kernel itself, by sprint_symbol(). Where the probe cannot be placed, or is
+ * passed by (a livepatch has the function), the kernel looks for itself, as without this file.
+ *
+ * It is a breakpoint behind ftrace's place, not a probe through ftrace: that would run with interrupts on, and kprobes would
+ * skip the checks of whatever an interrupt runs meanwhile; and one with a post_handler that joins another's there leaves it
+ * broken (kprobe_ipmodify_ops, kernel/kprobes.c).
  */
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
@@ -23,6 +26,7 @@
 
 static DEFINE_MUTEX(one_batch);
 static struct kprobe lookup;
+static unsigned long behind_entry;	/* of the look-up; 0: not known, or the probe there is stuck */
 
 /* Written by `task` alone. Interrupts on top of it may look, too, so nothing is known unless `end` is set, which is set last. */
 static struct {
@@ -59,7 +63,7 @@ static int answer(struct kprobe *kp, struct pt_regs *regs)
 }
 NOKPROBE_SYMBOL(answer);
 
-/* Its presence says that the handler changes where the function goes on: neither a jump nor a livepatch beside it. */
+/* Its presence keeps the probe a breakpoint: a jump could not change where the function goes on. */
 static void answered(struct kprobe *kp, struct pt_regs *regs, unsigned long flags)
 {
 }
@@ -71,10 +75,10 @@ bool o2c_lookup_begin(void)
 	if (!mutex_trylock(&one_batch))
 		return false;
 	memset(&lookup, 0, sizeof(lookup));
-	lookup.symbol_name = "kallsyms_lookup_size_offset";
+	lookup.addr = (kprobe_opcode_t *)behind_entry;
 	lookup.pre_handler = answer;
 	lookup.post_handler = answered;
-	if (register_kprobe(&lookup)) {
+	if (!behind_entry || register_kprobe(&lookup)) {
 		mutex_unlock(&one_batch);
 		return false;
 	}
@@ -111,5 +115,26 @@ void o2c_lookup_end(void)
 	WRITE_ONCE(known.end, 0);
 	WRITE_ONCE(known.task, NULL);
 	unregister_kprobe(&lookup);
+	if (!o2c_unregistered(&lookup))
+		behind_entry = 0;
 	mutex_unlock(&one_batch);
+}
+
+/* Finds the look-up, by a probe that is never armed: its address is not exported. */
+void o2c_lookup_init(void)
+{
+	struct kprobe finder = {
+		.symbol_name = "kallsyms_lookup_size_offset",
+		.flags = KPROBE_FLAG_DISABLED,
+	};
+	unsigned long address;
+	unsigned int length;
+
+	if (register_kprobe(&finder))
+		return;
+	address = (unsigned long)finder.addr;
+	unregister_kprobe(&finder);
+	length = o2c_ftrace_entry(address);
+	if (length)
+		behind_entry = address + length;
 }

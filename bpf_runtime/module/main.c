@@ -279,6 +279,7 @@ static int __init o2c_init(void)
 	BUILD_BUG_ON(sizeof(struct o2c_info) != 128);
 	BUILD_BUG_ON(sizeof(struct o2c_tracepoint) != 56);
 	o2c_kill_init();
+	o2c_lookup_init();
 	ret = o2c_drain_init();
 	if (ret)
 		return ret;

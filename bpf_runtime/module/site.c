@@ -12,7 +12,7 @@
 
 #define UNREGISTER_BATCH 256
 #define RETURN_INSTANCES 64
-#define REMEMBER_FROM 8		/* sites in a batch; placing the probe at the look-up costs about as much as a few sites */
+#define REMEMBER_FROM 8		/* sites of modules in a batch: placing the probe at the look-up costs as much as some sites */
 
 static bool is_observed(u8 kind)
 {
@@ -99,33 +99,11 @@ static int check_request(const struct o2c_compartment *compartment, const struct
 	return 0;
 }
 
-/*
- * A function's entry that ftrace knows begins with a nop (or call) of five bytes, perhaps after endbr64. Gives the bytes up
- * to the instruction behind it, 0 for other code.
- */
-static unsigned int ftrace_entry(const u8 *bytes)
-{
-	static const u8 endbr[] = { 0xf3, 0x0f, 0x1e, 0xfa };
-	static const u8 nop[] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
-	unsigned int before = memcmp(bytes, endbr, sizeof(endbr)) ? 0 : sizeof(endbr);
-
-	if (memcmp(bytes + before, nop, sizeof(nop)) && bytes[before] != 0xe8)
-		return 0;
-	return before + sizeof(nop);
-}
-
 /* Where the breakpoint of a return goes that is not to be started by ftrace: right behind ftrace's place. */
 static int check_behind(const struct o2c_site *site, u32 *reason)
 {
-	u8 bytes[O2C_INSN_MAX] = {};
-	int ret;
-
-	*reason = O2C_REASON_ADDRESS;
-	ret = o2c_text_read(site->address, bytes, 9);
-	if (ret)
-		return ret;
 	*reason = O2C_REASON_BYTES;
-	return ftrace_entry(bytes) == site->displacement ? 0 : -EILSEQ;
+	return o2c_ftrace_entry(site->address) == site->displacement ? 0 : -EILSEQ;
 }
 
 /* Compares with the text and decodes it. */
@@ -162,7 +140,6 @@ static int check_text(struct o2c_probe *probe, const struct o2c_site *site, u32 
 static int check_target(struct o2c_compartment *compartment, const struct o2c_site *site, u32 *reason)
 {
 	struct module *module;
-	u8 bytes[O2C_INSN_MAX] = {};
 	bool by_ftrace;
 	int ret;
 
@@ -172,7 +149,7 @@ static int check_target(struct o2c_compartment *compartment, const struct o2c_si
 		return ret;
 	*reason = O2C_REASON_LAST_FUNCTION;
 	by_ftrace = (site->kind == O2C_KIND_ENTRY || site->kind == O2C_KIND_RETURN) &&
-		    !site->displacement && !o2c_text_read(site->address, bytes, 9) && ftrace_entry(bytes);
+		    !site->displacement && o2c_ftrace_entry(site->address);
 	if (!by_ftrace && o2c_optimizer_overruns(module, site->address)) {
 		module_put(module);
 		return -ERANGE;
@@ -185,19 +162,30 @@ static void choose_mode(struct o2c_compartment *compartment, struct o2c_probe *p
 			const struct o2c_site *site)
 {
 	bool strict = compartment->flags & O2C_CREATE_STRICT || site->flags & O2C_SITE_STRICT;
-	u8 bytes[O2C_INSN_MAX] = {};
 
 	probe->mode = O2C_MODE_OBSERVE;
 	if (is_observed(site->kind)) {
 		/* ftrace's places take no breakpoint, and a kprobe there with a post_handler keeps livepatch away */
-		probe->strict = strict && !(site->kind == O2C_KIND_ENTRY &&
-					    !o2c_text_read(site->address, bytes, 9) && ftrace_entry(bytes));
+		probe->strict = strict && !(site->kind == O2C_KIND_ENTRY && o2c_ftrace_entry(site->address));
 		return;
 	}
 	if (!strict && o2c_can_poison(&probe->insn))
 		probe->mode = O2C_MODE_POISON;
 	else
 		probe->mode = O2C_MODE_SKIP;
+}
+
+/*
+ * False: kprobes could not disarm it, and goes on to use it. All it says is a cleared address (__unregister_kprobe_top() in
+ * kernel/kprobes.c). Then it must stay, and this module with it.
+ */
+bool o2c_unregistered(const struct kprobe *kp)
+{
+	if (kp->addr)
+		return true;
+	pr_err("o2c: a probe cannot be taken away: o2c stays\n");
+	__module_get(THIS_MODULE);
+	return false;
 }
 
 static void unregister_one(struct o2c_probe *probe)
@@ -266,6 +254,15 @@ static int place(struct o2c_probe *probe, u32 *reason)
 		unregister_kprobe(&probe->kp);
 		return -EOPNOTSUPP;
 	}
+	if (kprobe_ftrace(&probe->kp) && probe->kp.post_handler) {
+		/* not told by its bytes; with a post_handler it would keep livepatch away */
+		unregister_kprobe(&probe->kp);
+		if (!o2c_unregistered(&probe->kp))
+			return -EIO;
+		memset(&probe->kp, 0, sizeof(probe->kp));
+		probe->strict = false;
+		return place(probe, reason);
+	}
 	if (!probe->kp.post_handler && !kprobe_ftrace(&probe->kp))
 		probe->detour = o2c_find_detour(&probe->kp, probe->insn.length);
 	if (probe->mode == O2C_MODE_POISON && !probe->detour) {
@@ -323,7 +320,7 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 	probe->is_return = site->kind == O2C_KIND_RETURN && !site->displacement;
 	probe->index = compartment->site_count;
 	choose_mode(compartment, probe, site);
-	if (remember)
+	if (remember && o2c_in_modules(probe->address))
 		o2c_lookup_prepare(probe->address);
 	ret = o2c_text_hold(probe->address);
 	if (ret)
@@ -361,6 +358,17 @@ static void wait_for_text(struct o2c_compartment *compartment, u32 first)
 	}
 }
 
+/* Frees the site, unless kprobes still has a part of it. */
+static void free_unregistered(struct o2c_probe *probe)
+{
+	if (!o2c_unregistered(probe->is_return ? &probe->rp.kp : &probe->kp) ||
+	    (probe->back && !o2c_unregistered(&probe->back->rp.kp)))
+		return;
+	o2c_text_release(probe->address);
+	kfree(probe->back);
+	kfree(probe);
+}
+
 /* Removes the sites from `first` on, waits until no CPU is in them, and frees them. May sleep. */
 void o2c_unregister(struct o2c_compartment *compartment, u32 first)
 {
@@ -391,11 +399,8 @@ void o2c_unregister(struct o2c_compartment *compartment, u32 first)
 	wait_for_text(compartment, first);
 	/* a denial at a poison site ends with interrupts off: no CPU has one open after this */
 	synchronize_rcu();
-	for (i = first; i < compartment->site_count; i++) {
-		o2c_text_release(compartment->sites[i]->address);
-		kfree(compartment->sites[i]->back);
-		kfree(compartment->sites[i]);
-	}
+	for (i = first; i < compartment->site_count; i++)
+		free_unregistered(compartment->sites[i]);
 	compartment->site_count = first;
 }
 
@@ -406,16 +411,25 @@ u64 o2c_nmissed(const struct o2c_probe *probe)
 	return READ_ONCE(probe->kp.nmissed) + (rp ? READ_ONCE(rp->nmissed) : 0);
 }
 
+static u32 in_modules(const struct o2c_site *sites, u32 count)
+{
+	u32 i, found = 0;
+
+	for (i = 0; i < count; i++)
+		found += o2c_in_modules(sites[i].address);
+	return found;
+}
+
 /*
  * Attaches a batch. Without O2C_ATTACH_BEST_EFFORT one refused site takes the whole batch back. The caller holds the
  * compartment's lock.
  */
 int o2c_attach(struct o2c_compartment *compartment, struct o2c_attach *request)
 {
-	struct o2c_site __user *sites = u64_to_user_ptr(request->sites);
-	struct o2c_result __user *results = u64_to_user_ptr(request->results);
+	struct o2c_result __user *to = u64_to_user_ptr(request->results);
 	u32 before = compartment->site_count;
-	struct o2c_site site;
+	struct o2c_result *results;
+	struct o2c_site *sites;
 	bool remember;
 	int ret = 0;
 	u32 i;
@@ -425,39 +439,45 @@ int o2c_attach(struct o2c_compartment *compartment, struct o2c_attach *request)
 	request->reason = O2C_REASON_NONE;
 	if (compartment->live)
 		return -EBUSY;
-	if (request->site_size != sizeof(site) || request->flags & ~O2C_ATTACH_BEST_EFFORT ||
+	if (request->site_size != sizeof(*sites) || request->flags & ~O2C_ATTACH_BEST_EFFORT ||
 	    !request->count || request->count > O2C_MAX_BATCH)
 		return -EINVAL;
-	remember = request->count >= REMEMBER_FROM && o2c_lookup_begin();
+	/* the whole batch first: no fault of the caller's memory holds it up half-way */
+	sites = vmemdup_user(u64_to_user_ptr(request->sites), array_size(request->count, sizeof(*sites)));
+	if (IS_ERR(sites))
+		return PTR_ERR(sites);
+	results = kvcalloc(request->count, sizeof(*results), GFP_KERNEL);
+	if (!results) {
+		kvfree(sites);
+		return -ENOMEM;
+	}
+	remember = in_modules(sites, request->count) >= REMEMBER_FROM && o2c_lookup_begin();
 	for (i = 0; i < request->count; i++) {
-		struct o2c_result result = { .index = ~0U };
+		struct o2c_result *result = &results[i];
 
-		if (copy_from_user(&site, &sites[i], sizeof(site))) {
-			ret = -EFAULT;
-			break;
-		}
+		result->index = ~0U;
 		if (fatal_signal_pending(current)) {
-			ret = -EINTR;
+			ret = result->error = -EINTR;
 			break;
 		}
-		result.error = attach_one(compartment, &site, &result, remember);
-		if (result.error && request->failed == ~0U) {
+		result->error = attach_one(compartment, &sites[i], result, remember);
+		if (result->error && request->failed == ~0U) {
 			request->failed = i;
-			request->reason = result.reason;
+			request->reason = result->reason;
 		}
-		if (results && copy_to_user(&results[i], &result, sizeof(result))) {
-			ret = -EFAULT;
+		if (result->error && !(request->flags & O2C_ATTACH_BEST_EFFORT)) {
+			ret = result->error;
 			break;
 		}
-		if (result.error && !(request->flags & O2C_ATTACH_BEST_EFFORT)) {
-			ret = result.error;
-			break;
-		}
-		request->attached += !result.error;
+		request->attached += !result->error;
 		cond_resched();
 	}
 	if (remember)
 		o2c_lookup_end();
+	if (to && copy_to_user(to, results, array_size(min(i + 1, request->count), sizeof(*results))))
+		ret = -EFAULT;
+	kvfree(results);
+	kvfree(sites);
 	if (ret) {
 		o2c_unregister(compartment, before);
 		request->attached = 0;

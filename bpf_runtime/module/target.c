@@ -13,9 +13,7 @@
 
 static bool is_module(const struct module *module)
 {
-	unsigned long address = (unsigned long)module;
-
-	return address >= MODULES_VADDR && address < MODULES_END;
+	return o2c_in_modules((unsigned long)module);
 }
 
 /* Walks all modules but our own; the caller holds the RCU read lock. */
@@ -62,7 +60,7 @@ int o2c_module_by_address(unsigned long address, struct module **out)
 	*out = NULL;
 	if (within_module(address, THIS_MODULE))
 		return -EINVAL;
-	if (address < MODULES_VADDR || address >= MODULES_END)
+	if (!o2c_in_modules(address))
 		return 0;
 	rcu_read_lock_sched();
 	for_each_other_module(module) {

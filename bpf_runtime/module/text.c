@@ -93,6 +93,30 @@ void o2c_text_release(unsigned long address)
 	mutex_unlock(&held_lock);
 }
 
+/*
+ * A function's entry that ftrace knows begins with a nop (or call) of five bytes, perhaps behind endbr64 or what a kernel with
+ * IBT puts in its place where nobody takes the function's address (gen_endbr_poison() in arch/x86/include/asm/ibt.h, 6.12).
+ * Gives the bytes up to the instruction behind it, 0 for other code.
+ *
+ * Of the text as it is: ftrace's place is changed by ftrace alone, also when we have a probe there, which kprobes has put behind
+ * the endbr64.
+ */
+unsigned int o2c_ftrace_entry(unsigned long address)
+{
+	static const u8 endbr[] = { 0xf3, 0x0f, 0x1e, 0xfa }, sealed[] = { 0x66, 0x0f, 0x1f, 0x00 };
+	static const u8 nop[] = { 0x0f, 0x1f, 0x44, 0x00, 0x00 };
+	u8 bytes[sizeof(endbr) + sizeof(nop)];
+	unsigned int before = 0;
+
+	if (copy_from_kernel_nofault(bytes, (void *)address, sizeof(bytes)))
+		return 0;
+	if (!memcmp(bytes, endbr, sizeof(endbr)) || !memcmp(bytes, sealed, sizeof(sealed)))
+		before = sizeof(endbr);
+	if (memcmp(bytes + before, nop, sizeof(nop)) && bytes[before] != 0xe8)
+		return 0;
+	return before + sizeof(nop);
+}
+
 /* True when no probe shows at the address, ours or another's. */
 bool o2c_text_restored(unsigned long address)
 {

@@ -331,6 +331,8 @@ def attach(
                 at_start = observed(replace(item, behind=0), indices[item.site.program])
                 again = enforcer.try_attach([at_start])[0]
                 if again.index is not None:
+                    if reason is not None:
+                        only_observed.append(reason)
                     continue
             if site.action is not Action.REPORT:
                 again = enforcer.try_attach([observed(item, indices[item.site.program])])[0]

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from iced_x86 import Decoder, FlowControl
 
 _ENDBR = bytes.fromhex("f30f1efa")
+_SEALED = bytes.fromhex(
+    "660f1f00"
+)  # in its place where nobody takes the address (arch/x86/include/asm/ibt.h, 6.12)
 _NOP = bytes.fromhex("0f1f440000")
 _CALL = 0xE8  # the place while somebody traces the function
 _BRANCHES = (FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH)
@@ -42,7 +45,7 @@ class Ends:
 def behind_entry(code: bytes) -> int:
     """Bytes from a function's start to the instruction behind ftrace's place; 0 where ftrace has none, or where the function
     jumps back there, so that a probe would run more than once.  ``code`` is the whole function."""
-    before = len(_ENDBR) if code.startswith(_ENDBR) else 0
+    before = len(_ENDBR) if code.startswith((_ENDBR, _SEALED)) else 0
     if not code.startswith(_NOP, before) and code[before : before + 1] != bytes((_CALL,)):
         return 0
     behind = before + len(_NOP)

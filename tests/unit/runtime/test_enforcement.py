@@ -141,6 +141,15 @@ def test_an_entry_that_takes_no_breakpoint_is_probed_at_its_start() -> None:
     assert outcome == enforcement.Enforced(0, (), ())
 
 
+def test_an_entry_that_cannot_deny_is_named_also_where_it_is_probed_at_its_start() -> None:
+    given = StandIn(never=[0x1009])
+    asks = replace(placed(0, kind="entry", note="call of f"), behind=9)
+    outcome = attach(given, asks)
+    assert [(one.kind, one.address) for one in given.sites] == [(Kind.ENTRY, 0x1000)]
+    assert outcome.denying == 0
+    assert [item.site for item in outcome.observed] == [0]
+
+
 class Text:
     """Memory with one function that ftrace knows and one that it does not."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from o2cc.runtime.entry_points import Ends, behind_entry
 
-ENDBR, NOP, CALL = "f30f1efa", "0f1f440000", "e800000000"
+ENDBR, SEALED, NOP, CALL = "f30f1efa", "660f1f00", "0f1f440000", "e800000000"
 PUSH, RET, NOTHING = "55", "c3", "90"
 JUMP_BACK = "ebfd"  # from its own second byte on, three back: onto the byte before it
 BRANCH_BACK = "75fd"
@@ -19,6 +19,8 @@ BRANCH_BACK = "75fd"
         (NOP + PUSH + RET, 5),
         (ENDBR + NOP + PUSH + RET, 9),
         (ENDBR + CALL + PUSH + RET, 9),
+        (SEALED + NOP + PUSH + RET, 9),
+        (SEALED + PUSH + RET, 0),
         (CALL + PUSH + RET, 5),
         (PUSH + RET, 0),
         (ENDBR + PUSH + RET, 0),

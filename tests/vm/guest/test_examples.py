@@ -192,7 +192,6 @@ IP6_OUTPUT = ",".join(
 )
 
 
-@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_ipv6_output_works_confined(full: bool, dummy: str) -> None:
     with _loaded("ip6_output", None if full else IP6_OUTPUT) as loaded:

@@ -22,12 +22,13 @@ from pathlib import Path
 import pytest
 
 from o2cc.bpf.info import read as read_info
+from o2cc.diagnostics import DiagnosticError
 from o2cc.runtime import kernel_calls, loader, state
 from o2cc.runtime.enforcer import Enforcer
 from o2cc.runtime.enforcer_types import EnforcerError
 from o2cc.runtime.loader import LoadOptions
 from o2cc.runtime.plan import tracking_sites
-from tests.vm.guest.enforcer_support import load_module, unload_module
+from tests.vm.guest.enforcer_support import Forms, Verdicts, load_module, start_state, unload_module
 from tests.vm.guest.victim_support import (
     NAME,
     PROPER,
@@ -306,16 +307,27 @@ def test_the_modules_can_go_after_the_cycles(module: None) -> None:
     load_module("victim")
 
 
-def test_a_second_load_is_refused_and_others_live_beside_it(module: None) -> None:
-    """The same name is taken; another compartment, on another module, has probes of its own."""
+def test_a_second_load_is_refused_and_others_live_beside_it(
+    module: None, forms: Forms, verdicts: Verdicts
+) -> None:
+    """The same name is taken; another compartment, on another module, has probes of its own, which outlive this one's."""
+    form = forms.all["mov_64"]
+    verdicts.set(form.number, 1)
+    machine, pointers = start_state(form)
     before = settled()
-    loader.load(guest_object(POLICY).read_bytes(), options=GAPS)
     with Enforcer() as other:
-        with pytest.raises(EnforcerError):
-            other.create(NAME)
-        other.create("other")
-        assert other.info().sites == 0
-    assert state.names() == (NAME,)
-    loader.unload(NAME)
+        other.create("other", strict=True)
+        other.attach([form.site(other.program(verdicts.program))])
+        other.commit()
+        loader.load(guest_object(POLICY).read_bytes(), options=GAPS)
+        with Enforcer() as again, pytest.raises(EnforcerError):
+            again.create(NAME)
+        with pytest.raises(DiagnosticError, match="O2C0804"):
+            loader.load(guest_object(POLICY).read_bytes(), options=GAPS)
+        assert forms.run(form, machine, pointers).memory == machine.memory
+        assert state.names() == (NAME,)
+        loader.unload(NAME)
+        assert forms.run(form, machine, pointers).memory == machine.memory
+        assert other.stats()[0].denied == 2
     assert wait_until(lambda: footprint() == before)
     assert kernel_calls.count_programs() == before.programs

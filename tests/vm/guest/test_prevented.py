@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -119,7 +120,9 @@ def test_every_site_that_decides_denies(policy: tuple[str, state.State]) -> None
     modes = {item.mode for item in site_stats()}
     assert modes == ({Mode.SKIP, Mode.OBSERVE} if variant == "strict" else set(Mode))
     if variant == "strict":
-        assert State.JUMP not in {item.state for item in site_stats() if item.mode is not Mode.OBSERVE}
+        assert State.JUMP not in {item.state for item in site_stats()}
+        probes = Path("/sys/kernel/debug/kprobes/list").read_text(encoding="utf-8").splitlines()
+        assert [line for line in probes if "[FTRACE]" in line and "[DISABLED]" not in line] == []
 
 
 def test_proper_use_works(policy: tuple[str, state.State], victim: Victim) -> None:
