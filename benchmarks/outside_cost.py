@@ -12,7 +12,7 @@ Boots a VM (see benchmarks/vm.py) and runs these loops in one thread, in turns w
     tcp bulk    64 KiB over the same connection, each time from and to another place in the process
     tcp open    connect, accept and close
     map         map 20 areas of memory, and take them away: what the kernel's tree of areas needs goes by kmem_cache_free_bulk,
-                where a hook is a probe (40 times on 6.1, 5 on 6.12)
+                where a hook is (40 times on 6.1, once on 6.12)
     process     start a program that ends at once, and wait (the same 13 times on 6.1, hardly on 6.12)
 
 The policy denies, through o2c.ko, with a tracked heap: its hooks run at every kfree, kmem_cache_free and freed page of

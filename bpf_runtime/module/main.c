@@ -51,7 +51,7 @@ static long version(void __user *argument)
 		.site_size = sizeof(struct o2c_site),
 		.max_batch = O2C_MAX_BATCH,
 		.features = O2C_FEATURE_DRAIN | O2C_FEATURE_KVMALLOC | O2C_FEATURE_PAGES | O2C_FEATURE_BULK |
-			    O2C_FEATURE_LARGE | O2C_FEATURE_TRACEPOINT,
+			    O2C_FEATURE_LARGE | O2C_FEATURE_TRACEPOINT | O2C_FEATURE_FREE_BULK,
 	};
 
 	return copy_to_user(argument, &answer, sizeof(answer)) ? -EFAULT : 0;

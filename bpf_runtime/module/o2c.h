@@ -124,6 +124,7 @@ struct o2c_version {
 #define O2C_FEATURE_BULK	(1u << 4)	/* O2C_HEAP_BULK_ALLOC, O2C_HEAP_BULK_FREE */
 #define O2C_FEATURE_LARGE	(1u << 5)	/* kmalloc of more than 8192 bytes */
 #define O2C_FEATURE_TRACEPOINT	(1u << 6)	/* O2C_IOC_TRACEPOINT */
+#define O2C_FEATURE_FREE_BULK	(1u << 7)	/* the same at kmem_cache_free_bulk */
 
 struct o2c_create {
 	__u32 flags;
@@ -242,6 +243,9 @@ struct o2c_info {
  *   mm_page_free		when word (page frame >> 3) mod O2C_COUNT_ROWS is not 0, and above order 3 each time
  *   mm_page_alloc		when the one word is `value`, which is 0 with the others
  *   percpu_free_percpu		takes no map
+ *
+ * kmem_cache_free_bulk is a function and no tracepoint, but is asked for and told in the same way: the program is one of type kprobe,
+ * sees its arguments (in rdi, rsi and rdx; other registers are 0), and runs when one of the pointers has such a word as for kfree.
  */
 #define O2C_COUNT_ROWS		65536
 

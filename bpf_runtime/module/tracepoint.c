@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Hooks at tracepoints: whoever frees memory, anywhere in the system, ends what was known of it.
+ * Hooks at tracepoints, and at one function that has none: whoever frees memory, anywhere in the system, ends what was known of it.
  *
  * The kernel runs no program of a raw tracepoint inside itself (__bpf_trace_run() in kernel/trace/bpf_trace.c, 6.1 and 6.12:
  * prog->active), so that what an interrupt frees while the same hook runs on its processor goes unseen. Here a program runs
@@ -9,12 +9,14 @@
  * Nearly all memory that is freed is none of the compartment's, so the probe itself looks at the hook's word, and goes on to the
  * program only where that says so. This needs no interrupts off: what is freed was known before, or is not known at all.
  */
+#include <linux/ftrace.h>
 #include <linux/mm.h>
 #include <linux/percpu.h>
 #include <linux/rcupdate.h>
 #include <linux/slab.h>
 #include <linux/string.h>
 #include <linux/tracepoint.h>
+#include <linux/version.h>
 #include <trace/events/kmem.h>
 #include <trace/events/percpu.h>
 
@@ -30,16 +32,16 @@ struct o2c_hook {
 	u32 value;
 	struct bpf_prog *program;
 	struct bpf_map *map;	/* that `word` is in, or NULL */
-	struct tracepoint *point;
+	struct tracepoint *point;	/* NULL: at a function's entry */
+	struct ftrace_ops ops;
 	const struct kind *kind;
 };
 
 static DEFINE_PER_CPU(bool, running);
 
 /* The program has it. What a program frees itself is not its compartment's, and must not call it again. */
-static noinline void run(const struct o2c_hook *hook, u64 first, u64 second, u64 third, u64 fourth)
+static noinline void run_on(const struct o2c_hook *hook, const void *context)
 {
-	u64 arguments[MAX_ARGUMENTS] = { first, second, third, fourth };
 	struct bpf_trace_run_ctx run_ctx = {};
 	struct bpf_run_ctx *old;
 	unsigned long flags;
@@ -49,12 +51,19 @@ static noinline void run(const struct o2c_hook *hook, u64 first, u64 second, u64
 		__this_cpu_write(running, true);
 		rcu_read_lock();
 		old = bpf_set_run_ctx(&run_ctx.run_ctx);
-		bpf_prog_run(hook->program, arguments);
+		bpf_prog_run(hook->program, context);
 		bpf_reset_run_ctx(old);
 		rcu_read_unlock();
 		__this_cpu_write(running, false);
 	}
 	local_irq_restore(flags);
+}
+
+static noinline void run(const struct o2c_hook *hook, u64 first, u64 second, u64 third, u64 fourth)
+{
+	u64 arguments[MAX_ARGUMENTS] = { first, second, third, fourth };
+
+	run_on(hook, arguments);
 }
 
 /* Whether the program is to be asked about an object: object_row() in o2cc/lower/library/known.ir. */
@@ -105,10 +114,38 @@ static void on_percpu_free_percpu(void *data, void *base, int offset, void __per
 		run(data, (u64)base, (u32)offset, (__force u64)ptr, 0);
 }
 
-/* The tracepoints that there are hooks for, as o2c.h lists them. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 2, 0)
+#define ftrace_regs_get_argument(registers, number) regs_get_kernel_argument(&(registers)->regs, number)
+#endif
+
+/*
+ * kmem_cache_free_bulk(cache, count, objects), mm/slub.c: no tracepoint tells what it frees. Through ftrace, since a kprobe there costs
+ * several times as much, and runs nothing while another one's handler does.
+ */
+static void notrace on_kmem_cache_free_bulk(unsigned long ip, unsigned long parent_ip, struct ftrace_ops *ops,
+					    struct ftrace_regs *registers)
+{
+	const struct o2c_hook *hook = container_of(ops, struct o2c_hook, ops);
+	size_t count = ftrace_regs_get_argument(registers, 1);
+	void **objects = (void **)ftrace_regs_get_argument(registers, 2);
+	size_t i;
+
+	for (i = 0; i < count; i++) {
+		if (unlikely(is_known_object(hook, objects[i]))) {
+			struct pt_regs context = {
+				.di = ftrace_regs_get_argument(registers, 0), .si = count, .dx = (u64)objects
+			};
+
+			run_on(hook, &context);	/* which looks at all of them */
+			return;
+		}
+	}
+}
+
+/* The tracepoints that there are hooks for, and the function, as o2c.h lists them. */
 static const struct kind {
 	const char *name;
-	void *probe;
+	void *probe;	/* NULL: at the function's entry */
 	u32 arguments;
 	u32 words;	/* 0: takes none */
 	bool by_value;	/* a single word that is compared, not a table of counts */
@@ -118,6 +155,7 @@ static const struct kind {
 	{ "mm_page_free", on_mm_page_free, 2, O2C_COUNT_ROWS, false },
 	{ "mm_page_alloc", on_mm_page_alloc, 4, 1, true },
 	{ "percpu_free_percpu", on_percpu_free_percpu, 3, 0, false },
+	{ "kmem_cache_free_bulk", NULL, 0, O2C_COUNT_ROWS, false },
 };
 
 /* A probe that does not take what this kernel's tracepoint gives does not compile. */
@@ -179,6 +217,42 @@ static int find_words(struct o2c_hook *hook, const struct o2c_compartment *compa
 	return 0;
 }
 
+/* Whether it is of the type, and reads no more than there is: as in __bpf_probe_register(), kernel/trace/bpf_trace.c, 6.1 and 6.12. */
+static bool is_for(const struct kind *kind, const struct bpf_prog *program)
+{
+	if (!kind->probe)
+		return program->type == BPF_PROG_TYPE_KPROBE;
+	return program->type == BPF_PROG_TYPE_RAW_TRACEPOINT &&
+	       program->aux->max_ctx_offset <= kind->arguments * sizeof(u64);
+}
+
+/* Permanent: nobody switches ftrace off meanwhile, and where it is off this fails. */
+static int begin(struct o2c_hook *hook)
+{
+	int ret;
+
+	if (hook->point)
+		return tracepoint_probe_register(hook->point, hook->kind->probe, hook);
+	hook->ops.func = on_kmem_cache_free_bulk;
+	hook->ops.flags = FTRACE_OPS_FL_PERMANENT;
+	ret = ftrace_set_filter_ip(&hook->ops, (unsigned long)kmem_cache_free_bulk, 0, 0);
+	if (!ret)
+		ret = register_ftrace_function(&hook->ops);
+	if (ret)
+		ftrace_free_filter(&hook->ops);
+	return ret;
+}
+
+static void end(struct o2c_hook *hook)
+{
+	if (hook->point) {
+		tracepoint_probe_unregister(hook->point, hook->kind->probe, hook);
+	} else {
+		unregister_ftrace_function(&hook->ops);	/* waits until nobody is in it */
+		ftrace_free_filter(&hook->ops);
+	}
+}
+
 static void let_go(struct o2c_hook *hook)
 {
 	if (hook->map)
@@ -187,7 +261,7 @@ static void let_go(struct o2c_hook *hook)
 }
 
 /*
- * Puts a hook at a tracepoint. It sees what is freed from here on, before any site is attached: a loader notes what is there
+ * Puts a hook in its place. It sees what is freed from here on, before any site is attached: a loader notes what is there
  * (network namespaces and their memory), and attaching may take minutes. The caller holds the compartment's lock.
  */
 int o2c_hook_add(struct o2c_compartment *compartment, const struct o2c_tracepoint *request)
@@ -213,13 +287,13 @@ int o2c_hook_add(struct o2c_compartment *compartment, const struct o2c_tracepoin
 	if (request->program >= compartment->program_count)
 		return -ENOENT;
 	program = compartment->programs[request->program];
-	/* the second as in __bpf_probe_register(), kernel/trace/bpf_trace.c, 6.1 and 6.12 */
-	if (program->type != BPF_PROG_TYPE_RAW_TRACEPOINT ||
-	    program->aux->max_ctx_offset > kind->arguments * sizeof(u64))
+	if (!is_for(kind, program))
 		return -EINVAL;
-	for_each_kernel_tracepoint(look_at, &search);
-	if (!search.found)
-		return -ENOENT;
+	if (kind->probe) {
+		for_each_kernel_tracepoint(look_at, &search);
+		if (!search.found)
+			return -ENOENT;
+	}
 	ret = o2c_grow(&compartment->hooks, &compartment->hook_room, compartment->hook_count, ARRAY_SIZE(kinds));
 	if (ret)
 		return ret;
@@ -231,7 +305,7 @@ int o2c_hook_add(struct o2c_compartment *compartment, const struct o2c_tracepoin
 	hook->point = search.found;
 	ret = find_words(hook, compartment, request);
 	if (!ret)
-		ret = tracepoint_probe_register(hook->point, kind->probe, hook);
+		ret = begin(hook);
 	if (ret) {
 		let_go(hook);
 		return ret;
@@ -245,11 +319,8 @@ void o2c_hooks_end(struct o2c_compartment *compartment)
 {
 	u32 i;
 
-	for (i = 0; i < compartment->hook_count; i++) {
-		struct o2c_hook *hook = compartment->hooks[i];
-
-		tracepoint_probe_unregister(hook->point, hook->kind->probe, hook);
-	}
+	for (i = 0; i < compartment->hook_count; i++)
+		end(compartment->hooks[i]);
 	if (compartment->hook_count)
 		tracepoint_synchronize_unregister();
 	for (i = 0; i < compartment->hook_count; i++)

@@ -64,11 +64,12 @@ class Feature(enum.IntFlag):
     BULK = 16
     LARGE = 32
     TRACEPOINT = 64
+    FREE_BULK = 128
 
 
 def is_older(features: Feature) -> bool:
-    """Whether a build of the kernel module is one from before it had hooks at tracepoints."""
-    return Feature.TRACEPOINT not in features
+    """Whether a build of the kernel module is one from before it had all hooks, at tracepoints and for frees in bulk."""
+    return Feature.TRACEPOINT | Feature.FREE_BULK not in features
 
 
 class DrainState(enum.IntEnum):

@@ -185,7 +185,7 @@ def _load(
                     if is_older(enforcer.features):
                         options.warn(enforcement.older_module())
                         problems.append(enforcement.OLDER_MODULE)
-                    at_functions = module_load.hooks_at_functions(info, use, names.kernel)
+                    at_functions = module_load.hooks_at_functions(info, use, names.kernel, at_tracepoints)
                 for hook in info.hooks:
                     if hook.kind != "syscall" and hook.name not in at_tracepoints:
                         link = perf.attach_hook(hook, programs, names.kernel)

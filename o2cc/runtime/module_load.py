@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -44,15 +44,16 @@ def compartment(info: ObjectInfo, use: enforcement.Use) -> Iterator[Enforcer]:
 
 
 def hooks_at_functions(
-    info: ObjectInfo, use: enforcement.Use, symbols: running_kernel.Symbols
+    info: ObjectInfo, use: enforcement.Use, symbols: running_kernel.Symbols, served: Collection[str]
 ) -> Sequence[enforcement.PlacedHook]:
-    """With breakpoints only: the hooks at functions that o2c.ko attaches.  A kprobe of perf would keep the checks of what
+    """With breakpoints only: the hooks at functions that o2c.ko attaches, but those ``served`` already.  A kprobe of perf would keep the checks of what
     interrupts it from running."""
     if not use.strict:
         return ()
     try:
         with KernelText() as text:
-            return enforcement.place_hooks(info.hooks, symbols, text)
+            left = [hook for hook in info.hooks if hook.name not in served]
+            return enforcement.place_hooks(left, symbols, text)
     except OSError:
         return ()  # refused soon (O2C0835)
 

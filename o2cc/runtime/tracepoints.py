@@ -16,10 +16,13 @@ from o2cc.runtime import phases
 from o2cc.runtime.tables import table
 
 KIND = "raw_tracepoint"
+FUNCTION = "kmem_cache_free_bulk"
+"""What no tracepoint tells of: o2c.ko takes the kprobe hook there like one (Feature.FREE_BULK)."""
 
 WORDS: Mapping[str, tuple[str, str, int]] = {
     "o2c_kfree": ("known_objects", "count", 0),
     "o2c_cache_free": ("known_objects", "count", 0),
+    "o2c_bulk_free": ("known_objects", "count", 0),
     "o2c_page_free": ("known_pages", "count", 0),
     "o2c_page_alloc": ("globals", "phase", phases.TRANSITION),
 }
@@ -38,9 +41,13 @@ class Tracepoint:
     value: int = 0
 
 
-def tracepoints(info: ObjectInfo) -> tuple[Tracepoint, ...]:
-    """The hooks of an object at tracepoints."""
-    return tuple(_tracepoint(info, hook) for hook in info.hooks if hook.kind == KIND)
+def tracepoints(info: ObjectInfo, *, functions: bool = True) -> tuple[Tracepoint, ...]:
+    """The hooks of an object at tracepoints, and with ``functions`` at what o2c.ko serves like one."""
+    return tuple(
+        _tracepoint(info, hook)
+        for hook in info.hooks
+        if hook.kind == KIND or (functions and hook.kind == "kprobe" and hook.target == FUNCTION)
+    )
 
 
 def _tracepoint(info: ObjectInfo, hook: HookInfo) -> Tracepoint:

@@ -27,7 +27,7 @@ def test_the_words_are_those_of_the_tables() -> None:
         TableInfo("known_objects", ".bss", 256, 4, 65536, (("count", 0, 4),)),
     )
     hooks = {
-        name: HookInfo(name, kind, name, name)
+        name: HookInfo(name, kind, tracepoints.FUNCTION if kind == "kprobe" else name, name)
         for name, kind in (
             ("o2c_kfree", "raw_tracepoint"),
             ("o2c_page_alloc", "raw_tracepoint"),
@@ -37,19 +37,23 @@ def test_the_words_are_those_of_the_tables() -> None:
             ("o2c_prepare", "syscall"),
         )
     }
-    found = tracepoints.tracepoints(replace(info(tables=tables), hooks=tuple(hooks.values())))
-    assert found == (
+    described = replace(info(tables=tables), hooks=tuple(hooks.values()))
+    found = tracepoints.tracepoints(described)
+    there = (
         tracepoints.Tracepoint(hooks["o2c_kfree"], ".bss", 256),
         tracepoints.Tracepoint(hooks["o2c_page_alloc"], ".data", 16, TRANSITION),
         tracepoints.Tracepoint(hooks["o2c_page_free"]),  # its table is not there: it runs each time
         tracepoints.Tracepoint(hooks["o2c_percpu_free"]),
     )
+    assert found == (*there, tracepoints.Tracepoint(hooks["o2c_bulk_free"], ".bss", 256))
+    assert tracepoints.tracepoints(described, functions=False) == there
 
 
 def test_every_hook_that_looks_at_a_count_is_told_apart() -> None:
     """Catches a hook of another name, which o2c.ko would run at every free of the system."""
     module = confined().module
-    there = {hook.name for hook in module.hooks if hook.kind is HookKind.RAW_TRACEPOINT}
+    kinds = HookKind.RAW_TRACEPOINT, HookKind.KPROBE
+    there = {hook.name for hook in module.hooks if hook.kind in kinds}
     assert there - set(tracepoints.WORDS) == {"o2c_percpu_free"}
     assert set(tracepoints.WORDS) <= there
     columns = {table.name: {name for name, _ in table.columns} for table in module.tables}

@@ -42,9 +42,10 @@ def frame_row(frame: int) -> int:
 
 
 class Counter:
-    """Words that say when a program runs, and the program: it counts its runs, and those for a wanted argument."""
+    """Words that say when a program runs, and the program: it counts its runs, and those for a wanted argument, by its place in
+    what programs of that ``kind`` are given."""
 
-    def __init__(self, argument: int) -> None:
+    def __init__(self, argument: int, kind: int = RAW_TRACEPOINT) -> None:
         self.map = array_map(_SIZE)
         self.id = map_id(self.map)
         self.program = load_program(
@@ -62,7 +63,7 @@ class Counter:
             # end:
             + instruction(0xB7, 0)
             + instruction(0x95),
-            RAW_TRACEPOINT,
+            kind,
         )
 
     def begin(self, wanted: int = 0, words: dict[int, int] | None = None) -> None:
