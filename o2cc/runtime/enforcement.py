@@ -270,7 +270,7 @@ def attach_tracepoints(
     """
     if is_older(enforcer.features):
         return frozenset()
-    wanted = tracepoints(info, functions=Feature.FREE_BULK in enforcer.features)
+    wanted = tracepoints(info)
     indices = _programs(enforcer, {item.hook.program for item in wanted}, programs)
     for at in wanted:
         number = maps[at.section] if at.section else 0

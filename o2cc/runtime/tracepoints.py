@@ -41,12 +41,12 @@ class Tracepoint:
     value: int = 0
 
 
-def tracepoints(info: ObjectInfo, *, functions: bool = True) -> tuple[Tracepoint, ...]:
-    """The hooks of an object at tracepoints, and with ``functions`` at what o2c.ko serves like one."""
+def tracepoints(info: ObjectInfo) -> tuple[Tracepoint, ...]:
+    """The hooks of an object at tracepoints, and at what o2c.ko serves like one."""
     return tuple(
         _tracepoint(info, hook)
         for hook in info.hooks
-        if hook.kind == KIND or (functions and hook.kind == "kprobe" and hook.target == FUNCTION)
+        if hook.kind == KIND or (hook.kind == "kprobe" and hook.target == FUNCTION)
     )
 
 

@@ -38,7 +38,7 @@ def test_large_objects_are_owned_until_anybody_frees_them(
 ) -> None:
     with Enforcer() as enforcer:
         wanted = Feature.DRAIN | Feature.KVMALLOC | Feature.PAGES | Feature.BULK | Feature.LARGE
-        wanted |= Feature.TRACEPOINT
+        wanted |= Feature.TRACEPOINT | Feature.FREE_BULK
         assert enforcer.features == wanted
         load(enforcer, shadow, sites)
         for operation in (Operation.KMALLOC, Operation.KVMALLOC):
