@@ -49,7 +49,8 @@ _SHOWN = 10
 @click.option(
     "--only",
     metavar="GLOB,...",
-    help="Check only functions of these names; what keeps track of memory is attached everywhere.",
+    multiple=True,
+    help="Check only functions of these names; what keeps track of memory is attached everywhere. Can be repeated.",
 )
 @click.option(
     "--degrade",
@@ -70,7 +71,7 @@ def load(
     policy: str,
     kernel: str | None,
     layout: str,
-    only: str | None,
+    only: tuple[str, ...],
     degrade: str | None,
     accept_gaps: bool,
     perf: bool,
@@ -91,10 +92,10 @@ def load(
         data = _object(reporter, policy, kernel, Layout(layout), degrade, progress)
         if reporter.has_errors:
             return
+        globs = ",".join(only)
         options = LoadOptions(
-            wanted=matcher(
-                only, tracking_sites(read_info(data, policy)) if only is not None else frozenset()
-            ),
+            wanted=matcher(globs, tracking_sites(read_info(data, policy))) if only else matcher(None),
+            only=globs,
             degrade=degrade,
             accept_gaps=accept_gaps,
             perf=perf,
@@ -134,7 +135,8 @@ def summary(loaded: state.State) -> str:
         how += " through o2c.ko"
     if loaded.degraded:
         how += f", weaker than the policy by --degrade {loaded.degraded}"
-    return f"{loaded.name}: {loaded.attached} sites attached, {how}"
+    part = "".join(f"; {problem}" for problem in loaded.problems)
+    return f"{loaded.name}: {loaded.attached} sites attached, {how}{part}"
 
 
 def notes_of(loaded: state.State) -> list[Diagnostic]:

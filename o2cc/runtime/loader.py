@@ -53,6 +53,7 @@ class LoadOptions:
     program active and its own probes are skipped (kernel/trace/bpf_trace.c trace_call_bpf, 6.1): what it allocates is
     not tracked, and proper use is reported.  Without it probe optimization is off in the whole kernel while such a
     policy is loaded, unless o2c.ko attaches them, which it does where it is loaded.  ``perf``: o2c.ko is not to.
+    ``only`` is what ``wanted`` stands for, in words; who looks at the status is told.
     ``warn`` is told what the engineer should know."""
 
     wanted: Callable[[SiteInfo], bool] = lambda site: True
@@ -60,6 +61,7 @@ class LoadOptions:
     accept_gaps: bool = False
     optimize: bool = False
     perf: bool = False
+    only: str = ""
     warn: Callable[[Diagnostic], None] = lambda diagnostic: None
 
 
@@ -158,7 +160,7 @@ def _load(
     private = info.heap if prevents else None
     image = data if private is None else heap.resized(data, info, heap.page_frames())
     directory = _claim(info.name)
-    problems: list[str] = []
+    problems = _left_out(info, planned, options)
     programs_wanted = {a.site.program for a in planned.attachments} | {h.program for h in info.hooks}
     with ExitStack() as undo:
         undo.callback(pins.remove, directory, silent)
@@ -244,6 +246,14 @@ def _load(
         state.save(result, data)
         undo.pop_all()
     return result
+
+
+def _left_out(info: ObjectInfo, planned: Plan, options: LoadOptions) -> list[str]:
+    every = sum(1 for site in info.sites if site.program)
+    left_out = every - len(planned.attachments) - len(planned.failures)
+    if not options.only or not left_out:
+        return []
+    return [f"{left_out} of {every} sites are not checked: only {options.only} was asked for (`--only`)"]
 
 
 def _compare_code(info: ObjectInfo, planned: Plan, options: LoadOptions) -> None:

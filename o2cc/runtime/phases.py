@@ -99,7 +99,9 @@ def reason(phase: Phase, objects: int) -> str:
         ends.append(f"when none is touched for another {phase.quiet_left:.0f} s")
     if phase.left is not None:
         ends.append(f"{'at the latest ' if ends else ''}in {phase.left:.0f} s")
-    by_itself = f"; the transition ends {', '.join(ends)}" if ends else ""
+    by_itself = (
+        f"; the transition ends {', '.join(ends)}" if ends else "; the transition does not end by itself"
+    )
     return f"{seen}{by_itself}; `o2c phase NAME final` ends it now"
 
 

@@ -264,7 +264,8 @@ def test_the_command_line_from_policy_to_unload(victim: Victim) -> None:
     """Compiled in memory, loaded, watched, taken out: as an engineer would do it."""
     unload_all()
     done = o2c(
-        "load", str(POLICY), "-k", str(guest_description()), "--only", "store_word,free_object", "--json"
+        *("load", str(POLICY), "-k", str(guest_description()), "--json"),
+        *("--only", "store_word", "--only", "free_object"),
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["name"] == NAME
@@ -285,6 +286,10 @@ def test_the_command_line_from_policy_to_unload(victim: Victim) -> None:
     assert "store_word+0x5 (store): 2 violations" in shown.stdout
     (compartment,) = json.loads(o2c("status", NAME, "--json").stdout)["compartments"]
     assert compartment["phase"] == "final"
+    (problem,) = compartment["problems"]
+    assert "sites are not checked: only store_word,free_object was asked for" in problem, (
+        "a part is not the whole"
+    )
     gone = o2c("unload", "--all", "--json")
     assert json.loads(gone.stdout) == {"unloaded": {NAME: compartment["attached"]}}
     assert o2c("status").stdout == "no compartment is loaded\n"
