@@ -203,11 +203,14 @@ static void unregister_one(struct o2c_probe *probe)
  */
 static int place_return(struct o2c_probe *probe, s32 behind)
 {
-	struct o2c_return *back = kzalloc(sizeof(*back), GFP_KERNEL);
+	struct o2c_return *back;
 	int ret;
 
+	probe->kp.addr = (kprobe_opcode_t *)probe->address;
+	back = kzalloc(sizeof(*back), GFP_KERNEL);
 	if (!back)
 		return -ENOMEM;
+	probe->back = back;
 	back->probe = probe;
 	back->rp.kp.addr = (kprobe_opcode_t *)(probe->address - behind);
 	back->rp.kp.flags = KPROBE_FLAG_DISABLED;
@@ -215,19 +218,25 @@ static int place_return(struct o2c_probe *probe, s32 behind)
 	back->rp.maxactive = max_t(int, RETURN_INSTANCES, 4 * num_possible_cpus());
 	ret = register_kretprobe(&back->rp);
 	if (ret)
-		goto fail;
-	probe->back = back;
-	probe->kp.addr = (kprobe_opcode_t *)probe->address;
+		return ret;
 	probe->kp.pre_handler = o2c_start_return;
 	probe->kp.post_handler = o2c_post_handler;
 	ret = register_kprobe(&probe->kp);
-	if (!ret)
-		return 0;
-	probe->back = NULL;
-	unregister_kretprobe(&back->rp);
-fail:
-	kfree(back);
+	if (ret)
+		unregister_kretprobe(&back->rp);
 	return ret;
+}
+
+static int place(struct o2c_probe *probe, u32 *reason);
+
+/* Registers a probe once more, with another mode or without `strict`. */
+static int place_anew(struct o2c_probe *probe, u32 *reason)
+{
+	unregister_kprobe(&probe->kp);
+	if (!probe->kp.addr)
+		return -EIO;	/* see o2c_unregistered() */
+	memset(&probe->kp, 0, sizeof(probe->kp));
+	return place(probe, reason);
 }
 
 /* Places the probe; it does nothing before the compartment is committed. */
@@ -256,23 +265,28 @@ static int place(struct o2c_probe *probe, u32 *reason)
 	}
 	if (kprobe_ftrace(&probe->kp) && probe->kp.post_handler) {
 		/* not told by its bytes; with a post_handler it would keep livepatch away */
-		unregister_kprobe(&probe->kp);
-		if (!o2c_unregistered(&probe->kp))
-			return -EIO;
-		memset(&probe->kp, 0, sizeof(probe->kp));
 		probe->strict = false;
-		return place(probe, reason);
+		return place_anew(probe, reason);
 	}
 	if (!probe->kp.post_handler && !kprobe_ftrace(&probe->kp))
 		probe->detour = o2c_find_detour(&probe->kp, probe->insn.length);
 	if (probe->mode == O2C_MODE_POISON && !probe->detour) {
 		/* never a jump: as a skip site it denies without a fault. Registered anew, for its post_handler */
-		unregister_kprobe(&probe->kp);
-		memset(&probe->kp, 0, sizeof(probe->kp));
 		probe->mode = O2C_MODE_SKIP;
-		return place(probe, reason);
+		return place_anew(probe, reason);
 	}
 	return 0;
+}
+
+/* Frees a site whose probes are not registered, unless kprobes still has a part of it. */
+static void free_unregistered(struct o2c_probe *probe)
+{
+	if (!o2c_unregistered(probe->is_return ? &probe->rp.kp : &probe->kp) ||
+	    (probe->back && !o2c_unregistered(&probe->back->rp.kp)))
+		return;
+	o2c_text_release(probe->address);
+	kfree(probe->back);
+	kfree(probe);
 }
 
 static int attach_one(struct o2c_compartment *compartment, const struct o2c_site *site,
@@ -331,8 +345,8 @@ static int attach_one(struct o2c_compartment *compartment, const struct o2c_site
 	else
 		ret = place(probe, &result->reason);
 	if (ret) {
-		o2c_text_release(probe->address);
-		goto fail;
+		free_unregistered(probe);
+		return ret;
 	}
 	compartment->sites[compartment->site_count++] = probe;
 	result->index = probe->index;
@@ -356,17 +370,6 @@ static void wait_for_text(struct o2c_compartment *compartment, u32 first)
 			patience--;
 		}
 	}
-}
-
-/* Frees the site, unless kprobes still has a part of it. */
-static void free_unregistered(struct o2c_probe *probe)
-{
-	if (!o2c_unregistered(probe->is_return ? &probe->rp.kp : &probe->kp) ||
-	    (probe->back && !o2c_unregistered(&probe->back->rp.kp)))
-		return;
-	o2c_text_release(probe->address);
-	kfree(probe->back);
-	kfree(probe);
 }
 
 /* Removes the sites from `first` on, waits until no CPU is in them, and frees them. May sleep. */

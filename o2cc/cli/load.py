@@ -22,11 +22,10 @@ from o2cc.files import read_bytes
 from o2cc.options import CompileOptions, Degrade
 from o2cc.runtime import loader, state
 from o2cc.runtime.loader import LoadOptions
-from o2cc.runtime.plan import tracking_sites
+from o2cc.runtime.plan import listed, tracking_sites
 from o2cc.runtime.progress import Progress
 
 _ELF = b"\x7fELF"
-_SHOWN = 10
 
 
 @click.command()
@@ -95,7 +94,7 @@ def load(
         globs = ",".join(only)
         options = LoadOptions(
             wanted=matcher(globs, tracking_sites(read_info(data, policy))) if only else matcher(None),
-            only=globs,
+            only=globs if only else None,
             degrade=degrade,
             accept_gaps=accept_gaps,
             perf=perf,
@@ -147,7 +146,7 @@ def notes_of(loaded: state.State) -> list[Diagnostic]:
             warning(
                 "O2C0840",
                 f"{_count(len(loaded.failures), 'check is', 'checks are')} not there",
-                notes=_listed(loaded.failures),
+                notes=listed(loaded.failures),
                 help=f"`o2c status {loaded.name}` goes on showing them",
             )
         )
@@ -157,7 +156,7 @@ def notes_of(loaded: state.State) -> list[Diagnostic]:
                 "O2C0841",
                 f"{_count(len(loaded.observed), 'place only reports', 'places only report')} "
                 f"though the policy says more",
-                notes=_listed(loaded.observed),
+                notes=listed(loaded.observed),
                 help=f"`o2c status {loaded.name}` goes on showing them",
             )
         )
@@ -166,11 +165,6 @@ def notes_of(loaded: state.State) -> list[Diagnostic]:
 
 def _count(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
-
-
-def _listed(failures: tuple[state.Failure, ...]) -> tuple[str, ...]:
-    shown = tuple(f"{item.place}: {item.reason}" for item in failures[:_SHOWN])
-    return shown if len(failures) <= _SHOWN else (*shown, f"and {len(failures) - _SHOWN} more")
 
 
 def _object(

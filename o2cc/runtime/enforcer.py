@@ -123,8 +123,8 @@ class Enforcer:
         return int(request.index)
 
     def tracepoint(self, name: str, program: int, *, map: int = 0, offset: int = 0, value: int = 0) -> None:
-        """Put a hook at a tracepoint of the kernel, inert as sites are. `program` is the index of one of type raw tracepoint;
-        at the function `kmem_cache_free_bulk` (Feature.FREE_BULK) of type kprobe.
+        """Put a hook at a tracepoint of the kernel, in force from here on. `program` is the index of one of type raw
+        tracepoint; at the function `kmem_cache_free_bulk` (Feature.FREE_BULK) of type kprobe.
 
         It runs with interrupts off; with the id of a `map`, an array map of one value that a program of the compartment uses,
         only when the words from its byte `offset` on say so (`struct o2c_tracepoint` in o2c.h: which, and what `value` is).

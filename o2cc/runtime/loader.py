@@ -61,7 +61,7 @@ class LoadOptions:
     accept_gaps: bool = False
     optimize: bool = False
     perf: bool = False
-    only: str = ""
+    only: str | None = None
     warn: Callable[[Diagnostic], None] = lambda diagnostic: None
 
 
@@ -251,9 +251,9 @@ def _load(
 def _left_out(info: ObjectInfo, planned: Plan, options: LoadOptions) -> list[str]:
     every = sum(1 for site in info.sites if site.program)
     left_out = every - len(planned.attachments) - len(planned.failures)
-    if not options.only or not left_out:
+    if options.only is None or not left_out:
         return []
-    return [f"{left_out} of {every} sites are not checked: only {options.only} was asked for (`--only`)"]
+    return [f"{left_out} of {every} sites are not checked: only `{options.only}` was asked for (`--only`)"]
 
 
 def _compare_code(info: ObjectInfo, planned: Plan, options: LoadOptions) -> None:

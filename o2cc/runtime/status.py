@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -172,7 +173,7 @@ def gather(name: str) -> Status:
         objects = _untracked(info, directory / "maps")
         tracked = _entries(info, directory / "maps", "objects")
         accepted = _entries(info, directory / "maps", "auditions")
-        accepted_own = _accepted_own(info, directory / "maps")
+        accepted_own = _accepted_own(info, directory / "maps") if accepted else 0
         links = [link for link in (directory / "links").iterdir() if link.name.isdigit()]
         missed = _missed_of_links(links)
         unseen = _unseen(info, directory / "links")
@@ -305,53 +306,42 @@ def _entries(info: ObjectInfo, maps: Path, name: str) -> int:
         os.close(descriptor)
 
 
-def _accepted_own(info: ObjectInfo, maps: Path) -> int:
-    """How many tracked objects the audition took for the compartment's own."""
-    layout = _map(info, "objects")
+def _objects(info: ObjectInfo, maps: Path, name: str) -> Iterator[tuple[int, Mapping[str, int]]]:
+    """The entries of a map by an object's address: that, and its words by name."""
+    layout = _map(info, name)
     if layout is None:
-        return 0
-    flags = layout.fields.index("flags")
-    descriptor = kernel_calls.get_pinned(maps / "objects")
-    try:
-        values = [
-            libbpf.lookup(descriptor, key, 8 * len(layout.fields)) for key in libbpf.keys(descriptor, 8)
-        ]
-    finally:
-        os.close(descriptor)
-    return sum(bool(value[8 * flags] & _ACCEPTED) for value in values if value is not None)
-
-
-def _untracked(info: ObjectInfo, maps: Path) -> tuple[UntrackedObject, ...]:
-    layout = _map(info, "untracked")
-    if layout is None:
-        return ()
-    places = {site.number: f"{site.function}+{site.offset:#x}" for site in info.sites}
-    now = time.monotonic_ns()
-    found = []
-    descriptor = kernel_calls.get_pinned(maps / "untracked")
+        return
+    descriptor = kernel_calls.get_pinned(maps / name)
     try:
         for key in list(libbpf.keys(descriptor, 8)):
             value = libbpf.lookup(descriptor, key, 8 * len(layout.fields))
-            if value is None:
-                continue  # freed meanwhile
-            words = {
-                name: int.from_bytes(value[8 * at : 8 * at + 8], "little")
-                for at, name in enumerate(layout.fields)
-            }
-            found.append(
-                UntrackedObject(
-                    int.from_bytes(key, "little"),
-                    words.get("cache", 0),
-                    max(0.0, (now - words["first"]) / 1e9),
-                    max(0.0, (now - words["last"]) / 1e9),
-                    words["count"],
-                    places.get(words["site"], f"site {words['site']}"),
-                )
-            )
+            if value is not None:  # else freed meanwhile
+                words = struct.unpack(f"<{len(layout.fields)}Q", value)
+                yield int.from_bytes(key, "little"), dict(zip(layout.fields, words, strict=True))
     finally:
         os.close(descriptor)
-    found.sort(key=lambda item: (item.last_seen, item.address))
-    return tuple(found)
+
+
+def _accepted_own(info: ObjectInfo, maps: Path) -> int:
+    """How many tracked objects the audition took for the compartment's own."""
+    return sum(bool(words["flags"] & _ACCEPTED) for _, words in _objects(info, maps, "objects"))
+
+
+def _untracked(info: ObjectInfo, maps: Path) -> tuple[UntrackedObject, ...]:
+    places = {site.number: f"{site.function}+{site.offset:#x}" for site in info.sites}
+    now = time.monotonic_ns()
+    found = [
+        UntrackedObject(
+            address,
+            words.get("cache", 0),
+            max(0.0, (now - words["first"]) / 1e9),
+            max(0.0, (now - words["last"]) / 1e9),
+            words["count"],
+            places.get(words["site"], f"site {words['site']}"),
+        )
+        for address, words in _objects(info, maps, "untracked")
+    ]
+    return tuple(sorted(found, key=lambda item: (item.last_seen, item.address)))
 
 
 # --- telling ----------------------------------------------------------------------------------------------

@@ -62,12 +62,8 @@ def test_time_limit_kills_the_machine(image: Kernel, tmp_path: Path) -> None:
     assert not running(tmp_path)
 
 
-def test_both_processors_count_instructions(
-    image: Kernel, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_both_processors_count_instructions(image: Kernel, tmp_path: Path) -> None:
     """A loop costs what it costs, whatever the host does meanwhile; 6.1 does not get so far by itself."""
-    if not request.config.getoption("--full"):
-        pytest.skip("only with --full: benchmarks alone count")
     script = "getconf _NPROCESSORS_ONLN; exec taskset -c 0 python3 -c '" + "; ".join(
         (
             "from time import perf_counter_ns as now",

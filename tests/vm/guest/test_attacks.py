@@ -287,7 +287,7 @@ def test_the_command_line_from_policy_to_unload(victim: Victim) -> None:
     (compartment,) = json.loads(o2c("status", NAME, "--json").stdout)["compartments"]
     assert compartment["phase"] == "final"
     (problem,) = compartment["problems"]
-    assert "sites are not checked: only store_word,free_object was asked for" in problem, (
+    assert "sites are not checked: only `store_word,free_object` was asked for" in problem, (
         "a part is not the whole"
     )
     gone = o2c("unload", "--all", "--json")

@@ -267,8 +267,9 @@ if FAIL_NTH.exists():
         watched = KMEMLEAK.exists()
         try:
             if watched:
+                KMEMLEAK.write_text("scan")
                 KMEMLEAK.write_text("clear")
-        except OSError:  # switched off
+        except OSError:  # switched off, when it takes "clear" only
             watched = False
         yield
         if watched:
